@@ -1,0 +1,13 @@
+"""The networks, in torch. `MODELS` maps an architecture's name to its class."""
+
+from lic.codec.models.bmshj2018 import (
+    FactorizedConfig,
+    FactorizedPrior,
+    Output,
+    bits,
+    factorized_config,
+)
+
+MODELS: dict[str, type[FactorizedPrior]] = {FactorizedPrior.name: FactorizedPrior}
+
+__all__ = ["MODELS", "FactorizedConfig", "FactorizedPrior", "Output", "bits", "factorized_config"]

@@ -1,0 +1,139 @@
+"""The factorized-prior model of Balle et al. 2018 (arXiv 1802.01436), with a choice of activations.
+
+Shapes: N batch, M latent channels, H W pixels, h = ceil(H / 16), w = ceil(W / 16).
+`N` as a config field is the number of hidden channels, as in the paper.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from lic.codec.errors import ConfigError
+from lic.codec.models.blocks import ACTIVATIONS, Activation, activation, conv, deconv
+from lic.codec.models.likelihood import EntropyBottleneck
+
+STRIDE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorizedConfig:
+    """Size and non-linearities.
+
+    Raises:
+        ConfigError: a width below 1 or an activation that does not exist.
+    """
+
+    N: int = 128
+    M: int = 192
+    encoder_activation: Activation = "gdn"
+    decoder_activation: Activation = "gdn"
+
+    def __post_init__(self) -> None:
+        for name, value in (("N", self.N), ("M", self.M)):
+            if not 1 <= value <= 4096:
+                raise ConfigError(f"{name} is {value}; expected 1 to 4096 channels")
+        for name in ("encoder_activation", "decoder_activation"):
+            if getattr(self, name) not in ACTIVATIONS:
+                found = getattr(self, name)
+                raise ConfigError(f"{name} is {found!r}; expected one of {', '.join(ACTIVATIONS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+# Qualities 1 to 8 as in CompressAI's zoo, and a small size for CPUs.
+SIZES: dict[str, tuple[int, int]] = {
+    "lite": (64, 96),
+    **{str(quality): (128, 192) for quality in range(1, 6)},
+    **{str(quality): (192, 320) for quality in range(6, 9)},
+}
+
+
+def factorized_config(size: str, act: Activation = "gdn") -> FactorizedConfig:
+    """Return the config of a quality "1" to "8" or of the size "lite", one activation throughout.
+
+    Raises:
+        ConfigError: no such size or activation.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
+    n, m = SIZES[size]
+    return FactorizedConfig(N=n, M=m, encoder_activation=act, decoder_activation=act)
+
+
+class Output(NamedTuple):
+    """What a forward pass gives: x_hat (N, 3, H, W) and likelihoods by latent name."""
+
+    x_hat: Tensor
+    likelihoods: dict[str, Tensor]
+
+
+class FactorizedPrior(nn.Module):
+    """bmshj2018-factorized: analysis, one entropy bottleneck, synthesis."""
+
+    name = "bmshj2018-factorized"
+    stride = STRIDE
+    config_class = FactorizedConfig
+
+    def __init__(self, config: FactorizedConfig) -> None:
+        super().__init__()
+        self.config = config
+        n, m = config.N, config.M
+        forward, backward = config.encoder_activation, config.decoder_activation
+        self.g_a = nn.Sequential(
+            conv(3, n),
+            activation(forward, n, inverse=False),
+            conv(n, n),
+            activation(forward, n, inverse=False),
+            conv(n, n),
+            activation(forward, n, inverse=False),
+            conv(n, m),
+        )
+        self.g_s = nn.Sequential(
+            deconv(m, n),
+            activation(backward, n, inverse=True),
+            deconv(n, n),
+            activation(backward, n, inverse=True),
+            deconv(n, n),
+            activation(backward, n, inverse=True),
+            deconv(n, 3),
+        )
+        self.entropy_bottleneck = EntropyBottleneck(m)
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> Self:
+        """Return a freshly initialised model from a config's dictionary."""
+        try:
+            return cls(FactorizedConfig(**config))
+        except TypeError as error:
+            raise ConfigError(f"{cls.name}: {error}") from None
+
+    def analyze(self, x: Tensor) -> Tensor:
+        """Return the latents y (N, M, h, w) of x (N, 3, H, W) in [0, 1]."""
+        y: Tensor = self.g_a(x)
+        return y
+
+    def synthesize(self, y_hat: Tensor) -> Tensor:
+        """Return x_hat (N, 3, 16 h, 16 w), not clamped, from y_hat (N, M, h, w)."""
+        x_hat: Tensor = self.g_s(y_hat)
+        return x_hat
+
+    def forward(self, x: Tensor) -> Output:
+        """Code x (N, 3, H, W) in theory: noise in training, rounding otherwise."""
+        y = self.analyze(x)
+        y_hat, likelihoods = self.entropy_bottleneck(y)
+        x_hat = self.synthesize(y_hat)
+        return Output(x_hat[..., : x.shape[-2], : x.shape[-1]], {"y": likelihoods})
+
+    def decoding_tensors(self) -> dict[str, Tensor]:
+        """Return what a decoder needs; with the tables it decides the fingerprint."""
+        state = {f"g_s.{k}": v for k, v in self.g_s.state_dict().items()}
+        return {**state, "medians": self.entropy_bottleneck.medians.reshape(-1)}
+
+
+def bits(likelihoods: dict[str, Tensor]) -> Tensor:
+    """Return the information content in bits (scalar) of all likelihoods."""
+    return -torch.stack([torch.log2(value).sum() for value in likelihoods.values()]).sum()

@@ -1,0 +1,180 @@
+"""The fully factorised entropy model of Balle et al. (arXiv 1802.01436, appendix 6.1).
+
+Shapes: N batch, M latent channels, h w latent rows and columns, n = N * h * w, L table length.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lic.codec.entropy import Tables, build_tables
+from lic.codec.errors import NumericsError
+from lic.codec.models.blocks import LowerBound
+
+TAIL_MASS = 1e-9
+LIKELIHOOD_BOUND = 1e-9
+
+
+class EntropyBottleneck(nn.Module):
+    """One learned density per channel; parameter and buffer names as in CompressAI.
+
+    The three integer buffers exist only so that state dicts fit in both directions: lic codes with
+    the 14-bit tables of `tables()`, frozen in the bundle.
+    """
+
+    quantiles: nn.Parameter
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        filters: tuple[int, ...] = (3, 3, 3, 3),
+        init_scale: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.filters = filters
+        widths = (1, *filters, 1)
+        scale = init_scale ** (1 / (len(filters) + 1))
+        self.matrices = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        self.factors = nn.ParameterList()
+        for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            start = math.log(math.expm1(1 / scale / fan_out))
+            self.matrices.append(nn.Parameter(torch.full((channels, fan_out, fan_in), start)))
+            self.biases.append(nn.Parameter(torch.empty(channels, fan_out, 1).uniform_(-0.5, 0.5)))
+            if i < len(filters):
+                self.factors.append(nn.Parameter(torch.zeros(channels, fan_out, 1)))
+        edges = torch.tensor([-init_scale, 0.0, init_scale])
+        self.quantiles = nn.Parameter(edges.repeat(channels, 1, 1))
+        self.likelihood_lower_bound = LowerBound(LIKELIHOOD_BOUND)
+        target = math.log(2 / TAIL_MASS - 1)
+        self.register_buffer("target", torch.tensor([-target, 0.0, target]))
+        for name in ("_offset", "_quantized_cdf", "_cdf_length"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.int32))
+
+    @property
+    def medians(self) -> Tensor:
+        """The centre of each channel's quantisation grid, (1, M, 1, 1)."""
+        return self.quantiles[:, 0, 1].detach().reshape(1, -1, 1, 1)
+
+    def init_scales(self, deviations: Tensor) -> None:
+        """Set the densities to widths that suit standard deviations (M,) of the latents."""
+        layers = len(self.matrices)
+        with torch.no_grad():
+            scale = deviations.clamp(min=0.05).to(torch.float64) ** (1 / layers)
+            for matrix in self.matrices:
+                value = torch.log(torch.expm1(1 / scale / matrix.shape[1]))
+                matrix.copy_(value.reshape(-1, 1, 1).expand_as(matrix))
+            for bias in self.biases:
+                bias.uniform_(-0.1, 0.1)
+
+    def logits_cumulative(self, values: Tensor) -> Tensor:
+        """Return the logit of the cumulative density, (M, 1, n), at values (M, 1, n)."""
+        logits = values
+        for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
+            logits = F.softplus(matrix).to(values.dtype) @ logits + bias.to(values.dtype)
+            if i < len(self.factors):
+                logits = logits + torch.tanh(self.factors[i].to(values.dtype)) * torch.tanh(logits)
+        return logits
+
+    def interval_probability(self, values: Tensor) -> Tensor:
+        """Return the mass of [v - 1/2, v + 1/2], (M, 1, n), without a lower bound."""
+        n = values.shape[2]
+        logits = self.logits_cumulative(torch.cat((values - 0.5, values + 0.5), dim=2))
+        lower, upper = logits[..., :n], logits[..., n:]
+        # Both ends are mirrored to the side where a sigmoid keeps its relative precision.
+        sign = -torch.sign(lower + upper).detach()
+        sign = torch.where(sign == 0, torch.ones_like(sign), sign)
+        return torch.abs(torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower))
+
+    def quantize(self, y: Tensor) -> Tensor:
+        """Return integers (as float) of y (N, M, h, w) relative to the medians."""
+        return torch.round(y - self.medians)
+
+    def dequantize(self, symbols: Tensor) -> Tensor:
+        """Return y_hat (N, M, h, w) from symbols of the same shape."""
+        return symbols + self.medians
+
+    def forward(self, y: Tensor, training: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Return y_hat and its likelihoods, both (N, M, h, w).
+
+        In training, uniform noise stands for rounding.
+        """
+        noisy = self.training if training is None else training
+        if noisy:
+            y_hat = y + torch.empty_like(y).uniform_(-0.5, 0.5)
+        else:
+            y_hat = self.dequantize(self.quantize(y))
+        values = y_hat.transpose(0, 1).reshape(self.channels, 1, -1)
+        likelihoods = self.likelihood_lower_bound(self.interval_probability(values))
+        rows = (y.shape[1], y.shape[0], *y.shape[2:])
+        return y_hat, likelihoods.reshape(rows).transpose(0, 1)
+
+    def aux_loss(self) -> Tensor:
+        """Return the distance of the quantiles from the tails' true positions (scalar)."""
+        # Only the quantiles learn from it: the densities must not move to suit them.
+        with torch.no_grad():
+            target = self.target
+        logits = _Frozen(self).logits_cumulative(self.quantiles)
+        return torch.abs(logits - target).sum()
+
+    @torch.no_grad()
+    def solve_quantiles(self, iterations: int = 64) -> None:
+        """Set the quantiles to their exact positions by bisection, in double precision.
+
+        Raises:
+            NumericsError: a channel's density has no finite tail.
+        """
+        targets = torch.as_tensor(self.target, dtype=torch.float64)
+        targets = targets.reshape(1, 1, 3).expand(self.channels, 1, 3)
+        low = torch.full_like(targets, -(2.0**20))
+        high = torch.full_like(targets, 2.0**20)
+        inside = (self.logits_cumulative(low) < targets) & (self.logits_cumulative(high) > targets)
+        if not bool(inside.all()):
+            channel = int((~inside).any(dim=2).flatten().nonzero()[0, 0])
+            raise NumericsError(
+                f"entropy_bottleneck: channel {channel} has no finite tail (found quantiles beyond "
+                "2^20 steps, or NaN parameters); train on, or from an earlier checkpoint"
+            )
+        for _ in range(iterations):
+            middle = (low + high) / 2
+            below = self.logits_cumulative(middle) < targets
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        self.quantiles.copy_((low + high) / 2)
+
+    @torch.no_grad()
+    def pmfs(self) -> tuple[list[NDArray[np.float64]], list[int]]:
+        """Return each channel's probabilities (escape mass last) and its smallest symbol."""
+        quantiles = self.quantiles[:, 0].double()
+        medians = quantiles[:, 1]
+        minima = torch.ceil(medians - quantiles[:, 0]).int().clamp(min=0)
+        maxima = torch.ceil(quantiles[:, 2] - medians).int().clamp(min=0)
+        samples = torch.arange(int((minima + maxima).max()) + 1, dtype=torch.float64)
+        starts = medians - minima
+        mass = self.interval_probability(starts[:, None, None] + samples)[:, 0].cpu().numpy()
+        lengths = (minima + maxima + 1).tolist()
+        rows = []
+        for row, length in zip(mass, lengths, strict=True):
+            pmf = row[:length]
+            rows.append(np.append(pmf, max(1.0 - float(pmf.sum()), 0.0)))
+        return rows, (-minima).tolist()
+
+    def tables(self) -> Tables:
+        """Return the integer tables that a bundle freezes."""
+        return build_tables(*self.pmfs())
+
+
+class _Frozen:
+    """The same densities with constant parameters."""
+
+    def __init__(self, bottleneck: EntropyBottleneck) -> None:
+        self.matrices = [p.detach() for p in bottleneck.matrices]
+        self.biases = [p.detach() for p in bottleneck.biases]
+        self.factors = [p.detach() for p in bottleneck.factors]
+
+    logits_cumulative = EntropyBottleneck.logits_cumulative

@@ -1,0 +1,74 @@
+"""The options of a training run."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from lic.codec.errors import ConfigError
+
+Start = Literal["pca", "random"]
+Optimizer = Literal["adam", "soap"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run of the rate-distortion loop; every field is an option of `lic train`.
+
+    Raises:
+        ConfigError: a value that cannot work; the message names the option.
+    """
+
+    lmbda: float = 0.013
+    steps: int = 20_000
+    batch: int = 8
+    crop: int = 128
+    lr: float = 3e-4
+    entropy_lr: float = 3e-3
+    final_lr_fraction: float = 0.01
+    warmup_steps: int = 100
+    optimizer: Optimizer = "soap"
+    start: Start = "pca"
+    max_grad_norm: float = 1.0
+    ema: float = 0.999
+    checkpoint_every: int = 500
+    log_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lmbda", "lr", "entropy_lr"):
+            self._require(name, getattr(self, name) > 0, "a number above 0")
+        for name in ("steps", "batch", "checkpoint_every", "log_every"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("warmup_steps", "max_grad_norm", "seed"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("crop", self.crop >= 16 and self.crop % 16 == 0, "a multiple of 16 from 16 up")
+        self._require("ema", 0 <= self.ema < 1, "0 (off) to below 1")
+        self._require("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "0 to 1")
+        self._require("optimizer", self.optimizer in ("adam", "soap"), "adam or soap")
+        self._require("start", self.start in ("pca", "random"), "pca or random")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} is {getattr(self, name)!r}; expected {expected}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read a config that `to_dict` wrote as JSON.
+
+        Raises:
+            ConfigError: not JSON, or an unknown field.
+        """
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read as a training config ({error})") from None
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ConfigError(f"{path}: unknown options {', '.join(sorted(unknown))}")
+        return cls(**values)
