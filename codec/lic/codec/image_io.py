@@ -1,0 +1,236 @@
+"""Picture files to arrays and metadata, through Pillow."""
+
+# Shapes: H W pixels as stored, C channels (1 gray, 3 RGB).
+
+import contextlib
+import io
+import re
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from lic.codec.errors import ImageError, LicError, LimitError
+from lic.codec.exif import EXIF_PREFIX, descriptive_tags, read_orientation
+from lic.codec.picture import Picture, apply_metadata_policy, bake_orientation, orient
+from lic.codec.picture_writer import encode_picture, write_picture
+
+__all__ = [
+    "Picture",
+    "apply_metadata_policy",
+    "bake_orientation",
+    "encode_picture",
+    "open_image",
+    "orient",
+    "read_picture",
+    "write_picture",
+]
+
+# Pillow knows more: some formats run other programs (EPS), some accept nearly any bytes (TGA).
+READABLE: Final = (
+    *("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "PPM", "GIF", "JPEG2000", "QOI"),
+)
+
+_GRAY_MODES: Final = frozenset({"1", "L", "LA", "La"})
+_COLOUR_MODES: Final = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"})
+_GRAY16_MODES: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+
+_Planes = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+
+_open_lock = threading.Lock()
+
+
+def read_picture(source: Path | BinaryIO, *, max_pixels: int = 2**28) -> Picture:
+    """Read a picture file; of several pictures in it, the first.
+
+    Args:
+        source: A path, or an open file; one that cannot seek is read to its end first.
+        max_pixels: Largest width x height; 0 lifts the limit.
+
+    Raises:
+        ImageError: Missing, damaged, truncated, or no picture that lic can code.
+        LimitError: More than `max_pixels`; no pixel was decoded.
+    """
+    name = str(source) if isinstance(source, Path) else "input"
+    try:
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            if not stream.seekable():
+                stream = io.BytesIO(stream.read())
+            image = open_image(stream, READABLE)
+            _check_size(image, max_pixels)
+            return _to_picture(image)
+    except LicError as error:
+        raise type(error)(f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a picture that lic reads ({', '.join(READABLE)})") from error
+    except OSError as error:
+        raise ImageError(f"{name}: {error.strerror or error}") from error
+    # Pillow's decoders let nearly every exception escape on damaged files.
+    except Exception as error:
+        raise ImageError(f"{name}: damaged picture ({type(error).__name__}: {error})") from error
+
+
+def open_image(stream: BinaryIO, formats: Sequence[str]) -> Image.Image:
+    """Return `Image.open`'s lazy image without Pillow's own limit on pixels.
+
+    The caller holds the size against its limit before it loads. Pillow's limit is a global that
+    warns or raises at a size of its own; it is lifted only while the header is read.
+    """
+    Image.init()
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(stream, formats=[name for name in formats if name in Image.OPEN])
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if not pixels:
+        raise ImageError(f"picture of {image.width} x {image.height} pixels")
+    if max_pixels and pixels > max_pixels:
+        raise LimitError(
+            f"{image.width} x {image.height} is {pixels} pixels, the limit is {max_pixels}"
+        )
+
+
+def _to_picture(image: Image.Image) -> Picture:
+    notes = []
+    if getattr(image, "is_animated", False):
+        notes.append("the file holds several pictures: only the first was taken")
+    rawmode, maximum = _sample_layout(image)
+    # Metadata may stand behind the pixels (PNG) or be changed by loading them (TIFF).
+    image.load()
+    depth = _source_depth(image, rawmode, maximum)
+    if depth > 8:
+        notes.append(f"{depth}-bit input coded as 8 bit")
+    icc = image.info.get("icc_profile") or None
+    if image.mode == "CMYK":
+        image, icc = _cmyk_to_srgb(image, icc), None
+        notes.append("CMYK converted to sRGB through its profile")
+    pixels, alpha = _planes(image, rawmode)
+    if alpha is not None and alpha.min() == 255:
+        alpha = None
+        notes.append("alpha channel dropped: it is opaque everywhere")
+    exif, xmp = _exif(image, notes), image.info.get("xmp")
+    return Picture(
+        pixels=pixels,
+        alpha=alpha,
+        bit_depth=depth,
+        orientation=(read_orientation(exif) if exif else None) or 1,
+        icc=icc,
+        exif=exif,
+        xmp=xmp if isinstance(xmp, bytes) and xmp else None,
+        notes=tuple(notes),
+    )
+
+
+def _sample_layout(image: Image.Image) -> tuple[str, int]:
+    """Return Pillow's name for the samples in the file and their maximum (0 if not stated)."""
+    tiles = getattr(image, "tile", None)
+    args: Any = tiles[0][3] if tiles else ""
+    fields = args if isinstance(args, tuple) else (args,)
+    rawmode = fields[0] if fields and isinstance(fields[0], str) else ""
+    maximum = fields[1] if image.format == "PPM" and len(fields) > 1 else 0
+    return rawmode, maximum if isinstance(maximum, int) else 0
+
+
+def _source_depth(image: Image.Image, rawmode: str, maximum: int) -> int:
+    if image.mode == "1":
+        return 1
+    if maximum > 0:
+        return min(maximum.bit_length(), 16)
+    if image.mode.startswith("I"):
+        return 16
+    # Elsewhere the number in a raw mode counts bits per pixel, or bits of an index.
+    if image.format in ("PNG", "TIFF") and not image.mode.startswith("P"):
+        bits = re.search(r";(\d+)", rawmode)
+        return min(int(bits[1]), 16) if bits else 8
+    return 8
+
+
+def _cmyk_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    if icc is None:
+        raise ImageError(
+            "CMYK without a colour profile has no defined colours; convert it to RGB first"
+        )
+    # A Pillow may be built without LittleCMS.
+    from PIL import ImageCms
+
+    converted = ImageCms.profileToProfile(
+        image,
+        ImageCms.ImageCmsProfile(io.BytesIO(icc)),
+        ImageCms.createProfile("sRGB"),
+        outputMode="RGB",
+    )
+    return cast(Image.Image, converted)
+
+
+def _planes(image: Image.Image, rawmode: str) -> _Planes:
+    """Return pixels (H, W, C) and alpha (H, W)."""
+    if image.mode in _GRAY16_MODES or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return _planes_from_gray16(image)
+    if image.mode not in _GRAY_MODES | _COLOUR_MODES:
+        raise ImageError(
+            f"samples of kind {image.mode} are not supported; convert to 8-bit gray or RGB first"
+        )
+    # Pillow opens 16-bit gray with alpha as RGBA.
+    if image.mode in _GRAY_MODES or rawmode.startswith("LA"):
+        return _planes_from_gray(image, rawmode)
+    if image.has_transparency_data:
+        samples = np.asarray(image.convert("RGBA"))
+        return np.ascontiguousarray(samples[..., :3]), np.ascontiguousarray(samples[..., 3])
+    return np.array(image.convert("RGB")), None
+
+
+def _planes_from_gray(image: Image.Image, rawmode: str) -> _Planes:
+    if image.mode in ("LA", "La", "RGBA"):
+        gray, *_, alpha = (image.convert("LA") if image.mode == "La" else image).split()
+        return np.array(gray)[..., None], np.array(alpha)
+    pixels = np.array(image.convert("L"))
+    key = image.info.get("transparency")
+    if not isinstance(key, int):
+        return pixels[..., None], None
+    bits = 1 if image.mode == "1" else int(rawmode[2:]) if rawmode in ("L;2", "L;4") else 8
+    transparent = pixels == key * 255 // (2**bits - 1)
+    return pixels[..., None], np.where(transparent, 0, 255).astype(np.uint8)
+
+
+def _planes_from_gray16(image: Image.Image) -> _Planes:
+    samples = np.asarray(image).astype(np.uint32)
+    key = image.info.get("transparency")
+    alpha = np.where(samples == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
+    pixels = ((samples * 255 + 32767) // 65535).astype(np.uint8)
+    return pixels[..., None], alpha
+
+
+def _exif(image: Image.Image, notes: list[str]) -> bytes | None:
+    if image.format == "TIFF":
+        return _exif_of_tiff(image, notes)
+    exif = image.info.get("exif")
+    legacy = image.info.get("Raw profile type exif")
+    if exif is None and isinstance(legacy, str):
+        # ImageMagick's way before PNG had a chunk for EXIF: name, length, hex digits by line.
+        with contextlib.suppress(ValueError):
+            exif = bytes.fromhex("".join(legacy.split("\n")[3:]))
+    if not isinstance(exif, bytes):
+        return None
+    return exif.removeprefix(EXIF_PREFIX) or None
+
+
+def _exif_of_tiff(image: Image.Image, notes: list[str]) -> bytes | None:
+    try:
+        tags = descriptive_tags(image.getexif())
+        return tags.tobytes().removeprefix(EXIF_PREFIX) if len(tags) else None
+    # Pillow raises what it likes on odd tags; losing them is better than losing the picture.
+    except Exception as error:
+        notes.append(f"TIFF tags dropped: {error}")
+        return None
