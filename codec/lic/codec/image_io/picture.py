@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lic.codec.errors import ConfigError
-from lic.codec.exif import minimal_exif, read_orientation, with_orientation
+from lic.codec.image_io.exif import minimal_exif, read_orientation, with_orientation
 
 METADATA_KINDS: Final = ("exif", "icc", "xmp")
 
@@ -99,7 +99,7 @@ def orient(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-def bake_orientation(picture: Picture) -> Picture:
+def upright(picture: Picture) -> Picture:
     """Return the picture with its orientation applied to the pixels and reset in the metadata."""
     if picture.orientation == 1:
         return tag_orientation(picture)

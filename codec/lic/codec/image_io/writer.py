@@ -11,8 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lic.codec.errors import OutputError
-from lic.codec.exif import EXIF_PREFIX, EXIF_SUBDIRECTORIES, descriptive_tags
-from lic.codec.picture import Picture, bake_orientation, tag_orientation
+from lic.codec.image_io.exif import EXIF_PREFIX, EXIF_SUBDIRECTORIES, descriptive_tags
+from lic.codec.image_io.picture import Picture, tag_orientation, upright
 
 # Every suffix on the right of a name that can be written, and Pillow's name of the format.
 WRITABLE: Final = {
@@ -40,7 +40,7 @@ def write_picture(
     target: Path | BinaryIO,
     *,
     format: str | None = None,
-    bake: bool = True,
+    bake_orientation: bool = True,
 ) -> tuple[str, ...]:
     """Write a picture file and return notes on what the format could not hold.
 
@@ -50,14 +50,14 @@ def write_picture(
         picture: What to write.
         target: A path, or a file open for writing.
         format: A suffix such as "png"; by default that of the path.
-        bake: Apply the orientation to the pixels; otherwise write it as an EXIF tag, where the
-            format has EXIF. Never both.
+        bake_orientation: Apply the orientation to the pixels; otherwise write it as an EXIF tag,
+            where the format has EXIF. Never both.
 
     Raises:
         OutputError: Unknown format, a picture that the format cannot hold, or a failed write.
     """
     suffix = format if format is not None else target.suffix if isinstance(target, Path) else ""
-    data, notes = encode_picture(picture, suffix, bake=bake)
+    data, notes = encode_picture(picture, suffix, bake_orientation=bake_orientation)
     try:
         if isinstance(target, Path):
             target.write_bytes(data)
@@ -69,7 +69,7 @@ def write_picture(
 
 
 def encode_picture(
-    picture: Picture, format: str, *, bake: bool = True
+    picture: Picture, format: str, *, bake_orientation: bool = True
 ) -> tuple[bytes, tuple[str, ...]]:
     """Return a picture file and notes on what it could not hold; see `write_picture`."""
     kind = WRITABLE.get("." + format.lower().removeprefix("."))
@@ -79,10 +79,10 @@ def encode_picture(
             f"cannot write pictures as {format or 'a file without suffix'!r}: {known}"
         )
     kept = _without_unsupported(replace(picture, notes=()), kind)
-    if not bake and kind in ("BMP", "PPM") and kept.orientation != 1:
+    if not bake_orientation and kind in ("BMP", "PPM") and kept.orientation != 1:
         kept = replace(kept, notes=(*kept.notes, f"{kind} holds no orientation: pixels turned"))
-        bake = True
-    kept = bake_orientation(kept) if bake else tag_orientation(kept)
+        bake_orientation = True
+    kept = upright(kept) if bake_orientation else tag_orientation(kept)
     notes = list(kept.notes)
     options = _OPTIONS[kind](kept, notes)
     output = io.BytesIO()

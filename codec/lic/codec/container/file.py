@@ -1,29 +1,22 @@
-"""The .lic container: bytes to dataclasses and back; no files, no tensors.
+"""Chunks and tiles of a .lic file.
 
-`codec/FORMAT.md` describes every byte. Numbers are little-endian. A number from the file is held
-against the limits and against the bytes at hand before anything is allocated from it.
+A number from the file is held against the limits and against the bytes at hand before anything is
+allocated from it.
 """
 
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Final, NamedTuple
 
+from lic.codec.container.header import Coder, Header, Limits, check_header, pack_head, unpack_head
 from lic.codec.errors import BitstreamError, LimitError
 
 SIGNATURE: Final = b"\x89LIC\r\n\x1a\n"
-MAJOR: Final = 1
-KNOWN_FLAGS: Final = 0
 HEADER_BYTES: Final = 52
 """Signature and HEAD chunk: what `parse_header` needs."""
 
-MAX_SIDE: Final = 2**18
-MIN_TILE_SIDE: Final = 256
-MAX_TILE_SIDE: Final = 4096
-TILE_UNIT: Final = 16
-OVERLAP_UNIT: Final = 8
 MAX_ANCILLARY_CHUNKS: Final = 1000
 MAX_STREAMS: Final = 255
 
@@ -39,79 +32,7 @@ MAX_PAYLOAD: Final[Mapping[bytes, int]] = {
 """Known ancillary chunks, each at most once, and the largest payload of each in bytes."""
 
 _CHUNK_OVERHEAD: Final = 12
-_HEAD: Final = struct.Struct("<BBHIIBBBBHHBBH8s")
 _TILE: Final = struct.Struct("<IIB")
-_NO_FINGERPRINT: Final = bytes(8)
-
-
-class Coder(IntEnum):
-    """How the streams of a tile are coded. Numbers on the wire: append only."""
-
-    LOSSLESS = 0
-    RANS = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a reader accepts beyond the fixed limits of the format.
-
-    Attributes:
-        max_pixels: Largest width x height; 0 lifts the limit (sides stay below `MAX_SIDE`).
-    """
-
-    max_pixels: int = 2**28
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """The HEAD chunk.
-
-    Attributes:
-        width: Pixels as stored, before `orientation` is applied.
-        height: Pixels as stored.
-        colour: 1 gray, 3 RGB: also the number of channels.
-        bit_depth: Bits per sample of the source picture, 1..16 (pixels decode to 8 bits).
-        orientation: 1..8, numbered as in EXIF.
-        rate_point: Which rate point of the model the file was made with.
-        tile_width: Pixels between the left edges of two tiles, a multiple of 16; 0 is one tile.
-        tile_height: Pixels between the top edges of two tiles; 0 exactly if `tile_width` is 0.
-        overlap: Pixels by which tiles reach into their neighbours, a multiple of 8.
-        coder: How streams are coded.
-        fingerprint: 8 bytes that select the model; zeros for `Coder.LOSSLESS`.
-        major: Format version; a reader refuses any but its own.
-        minor: Grows with additions that older readers may ignore.
-        flags: No flag is defined yet.
-    """
-
-    width: int
-    height: int
-    colour: int
-    bit_depth: int = 8
-    orientation: int = 1
-    rate_point: int = 0
-    tile_width: int = 0
-    tile_height: int = 0
-    overlap: int = 0
-    coder: Coder = Coder.RANS
-    fingerprint: bytes = _NO_FINGERPRINT
-    major: int = MAJOR
-    minor: int = 0
-    flags: int = 0
-
-    @property
-    def tiles_across(self) -> int:
-        """Columns of the tile grid."""
-        return -(-self.width // self.tile_width) if self.tile_width else 1
-
-    @property
-    def tiles_down(self) -> int:
-        """Rows of the tile grid."""
-        return -(-self.height // self.tile_height) if self.tile_height else 1
-
-    @property
-    def tile_count(self) -> int:
-        """How many TILE chunks the file must have."""
-        return self.tiles_across * self.tiles_down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +120,9 @@ def serialize(file: LicFile) -> bytes:
         BitstreamError: A field has a value that no reader would accept.
         LimitError: A side or a metadata block is larger than the format allows.
     """
-    _check_header(file.header, Limits(max_pixels=0))
+    check_header(file.header, Limits(max_pixels=0))
     _check_tiles(file.header, file.tiles)
-    parts = [SIGNATURE, _chunk(b"HEAD", _pack_head(file.header))]
+    parts = [SIGNATURE, _chunk(b"HEAD", pack_head(file.header))]
     for kind, payload in _ancillary(file):
         _check_payload_size(kind, len(payload))
         parts.append(_chunk(kind, payload))
@@ -220,7 +141,7 @@ def parse_header(data: bytes, limits: Limits | None = None) -> Header:
     chunk = _read_chunk(data, len(SIGNATURE))
     if chunk.type != b"HEAD":
         raise BitstreamError(f"chunk {chunk.name} at byte {chunk.offset}: expected HEAD first")
-    return _unpack_head(data, chunk, limits or Limits())
+    return unpack_head(data[chunk.payload], limits or Limits())
 
 
 def list_chunks(data: bytes) -> tuple[Chunk, ...]:
@@ -345,115 +266,6 @@ def _check_place(chunk: Chunk, tiles: int, ancillary: int) -> None:
         raise LimitError(f"more than {MAX_ANCILLARY_CHUNKS} chunks beside the tiles")
     if not chunk.ancillary and chunk.type not in (b"HEAD", b"TILE"):
         raise _fault(chunk, "unknown chunk that cannot be skipped; a newer lic may read it")
-
-
-def _pack_head(header: Header) -> bytes:
-    return _HEAD.pack(
-        header.major,
-        header.minor,
-        header.flags,
-        header.width,
-        header.height,
-        header.colour,
-        header.bit_depth,
-        header.orientation,
-        header.rate_point,
-        header.tile_width // TILE_UNIT,
-        header.tile_height // TILE_UNIT,
-        header.overlap // OVERLAP_UNIT,
-        header.coder,
-        0,
-        header.fingerprint,
-    )
-
-
-def _unpack_head(data: bytes, chunk: Chunk, limits: Limits) -> Header:
-    major = data[chunk.payload.start] if chunk.length else 0
-    if major != MAJOR:
-        raise _fault(chunk, f"format version {major}, expected {MAJOR}; a newer lic may read it")
-    if chunk.length != _HEAD.size:
-        raise _fault(chunk, f"{chunk.length} bytes long, expected {_HEAD.size}")
-    fields = _HEAD.unpack_from(data, chunk.payload.start)
-    (_, minor, flags, width, height, colour, depth, orientation, rate_point) = fields[:9]
-    tile_width, tile_height, overlap, coder, reserved, fingerprint = fields[9:]
-    if reserved:
-        raise _fault(chunk, f"reserved field is {reserved}, expected 0")
-    if coder not in tuple(Coder):
-        raise _fault(chunk, f"unknown coder {coder}; a newer lic may read it")
-    header = Header(
-        width=width,
-        height=height,
-        colour=colour,
-        bit_depth=depth,
-        orientation=orientation,
-        rate_point=rate_point,
-        tile_width=tile_width * TILE_UNIT,
-        tile_height=tile_height * TILE_UNIT,
-        overlap=overlap * OVERLAP_UNIT,
-        coder=Coder(coder),
-        fingerprint=fingerprint,
-        minor=minor,
-        flags=flags,
-    )
-    _check_header(header, limits)
-    return header
-
-
-def _check_header(header: Header, limits: Limits) -> None:
-    """Hold a header, read or to be written, against the rules of the format."""
-    _check_range("format version", header.major, MAJOR, MAJOR)
-    _check_range("minor version", header.minor, 0, 255)
-    if header.flags & ~KNOWN_FLAGS:
-        raise BitstreamError(
-            f"chunk HEAD: unknown flags {header.flags & ~KNOWN_FLAGS:#06x}; a newer lic may read it"
-        )
-    for name, side in (("width", header.width), ("height", header.height)):
-        if side > MAX_SIDE:
-            raise LimitError(f"{name} {side} is more than the {MAX_SIDE} pixels of the format")
-        _check_range(name, side, 1, MAX_SIDE)
-    pixels = header.width * header.height
-    if limits.max_pixels and pixels > limits.max_pixels:
-        raise LimitError(
-            f"{header.width} x {header.height} is {pixels} pixels, the limit is {limits.max_pixels}"
-        )
-    if header.colour not in (1, 3):
-        raise BitstreamError(f"chunk HEAD: colour is {header.colour}, expected 1 (gray) or 3 (RGB)")
-    _check_range("bit depth", header.bit_depth, 1, 16)
-    _check_range("orientation", header.orientation, 1, 8)
-    _check_range("rate point", header.rate_point, 0, 255)
-    if len(header.fingerprint) != 8:
-        raise BitstreamError(f"chunk HEAD: fingerprint {header.fingerprint!r} is not 8 bytes")
-    _check_grid(header)
-    if header.coder is Coder.LOSSLESS:
-        _check_lossless(header)
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        expected = f"{low}..{high}" if low < high else f"{low}"
-        raise BitstreamError(f"chunk HEAD: {name} is {value}, expected {expected}")
-
-
-def _check_grid(header: Header) -> None:
-    width, height = header.tile_width, header.tile_height
-    if width == height == 0:
-        _check_range("overlap of a single tile", header.overlap, 0, 0)
-        return
-    _check_range("tile width", width, MIN_TILE_SIDE, MAX_TILE_SIDE)
-    _check_range("tile height", height, MIN_TILE_SIDE, MAX_TILE_SIDE)
-    _check_range("overlap", header.overlap, 0, min(width, height) // 2)
-    if width % TILE_UNIT or height % TILE_UNIT or header.overlap % OVERLAP_UNIT:
-        raise BitstreamError(
-            f"chunk HEAD: tiles of {width} x {height} overlapping by {header.overlap} are not "
-            f"whole units of {TILE_UNIT} and {OVERLAP_UNIT} pixels"
-        )
-
-
-def _check_lossless(header: Header) -> None:
-    if header.tile_width or header.rate_point or header.fingerprint != _NO_FINGERPRINT:
-        raise BitstreamError(
-            "chunk HEAD: an embedded lossless picture has one tile, rate point 0, and no model"
-        )
 
 
 def _check_tiles(header: Header, tiles: tuple[Tile, ...]) -> None:

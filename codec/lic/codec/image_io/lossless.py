@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lic.codec.errors import BitstreamError
-from lic.codec.image_io import open_image
+from lic.codec.image_io.reader import open_image
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS: Final = (b"IHDR", b"IDAT", b"IEND")

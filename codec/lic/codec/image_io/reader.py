@@ -16,20 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from lic.codec.errors import ImageError, LicError, LimitError
-from lic.codec.exif import EXIF_PREFIX, descriptive_tags, read_orientation
-from lic.codec.picture import Picture, apply_metadata_policy, bake_orientation, orient
-from lic.codec.picture_writer import encode_picture, write_picture
-
-__all__ = [
-    "Picture",
-    "apply_metadata_policy",
-    "bake_orientation",
-    "encode_picture",
-    "open_image",
-    "orient",
-    "read_picture",
-    "write_picture",
-]
+from lic.codec.image_io.exif import EXIF_PREFIX, descriptive_tags, read_orientation
+from lic.codec.image_io.picture import Picture
 
 # Pillow knows more: some formats run other programs (EPS), some accept nearly any bytes (TGA).
 READABLE: Final = (

@@ -1,0 +1,37 @@
+"""The .lic container: bytes to dataclasses and back; no files, no tensors.
+
+`codec/FORMAT.md` describes every byte. Numbers are little-endian.
+"""
+
+from lic.codec.container.file import (
+    HEADER_BYTES,
+    MAX_PAYLOAD,
+    SIGNATURE,
+    Chunk,
+    LicFile,
+    Model,
+    Tile,
+    list_chunks,
+    parse,
+    parse_header,
+    serialize,
+)
+from lic.codec.container.header import MAX_SIDE, Coder, Header, Limits
+
+__all__ = [
+    "HEADER_BYTES",
+    "MAX_PAYLOAD",
+    "MAX_SIDE",
+    "SIGNATURE",
+    "Chunk",
+    "Coder",
+    "Header",
+    "LicFile",
+    "Limits",
+    "Model",
+    "Tile",
+    "list_chunks",
+    "parse",
+    "parse_header",
+    "serialize",
+]

@@ -1,0 +1,36 @@
+"""Picture files to arrays and metadata, and back."""
+
+from lic.codec.image_io.lossless import (
+    decode_alpha,
+    decode_lossless,
+    encode_alpha,
+    encode_lossless,
+)
+from lic.codec.image_io.picture import (
+    METADATA_KINDS,
+    Picture,
+    apply_metadata_policy,
+    orient,
+    tag_orientation,
+    upright,
+)
+from lic.codec.image_io.reader import READABLE, read_picture
+from lic.codec.image_io.writer import WRITABLE, encode_picture, write_picture
+
+__all__ = [
+    "METADATA_KINDS",
+    "READABLE",
+    "WRITABLE",
+    "Picture",
+    "apply_metadata_policy",
+    "decode_alpha",
+    "decode_lossless",
+    "encode_alpha",
+    "encode_lossless",
+    "encode_picture",
+    "orient",
+    "read_picture",
+    "tag_orientation",
+    "upright",
+    "write_picture",
+]
