@@ -16,7 +16,6 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("codec/lic/codec/entropy")
-PACKAGE = "lic/codec/entropy"
 
 
 class KernelBuildHook(BuildHookInterface[Any]):
@@ -24,8 +23,8 @@ class KernelBuildHook(BuildHookInterface[Any]):
 
     PLUGIN_NAME = "custom"
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and on success add the module to what is built; `version` names the target."""
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+        """Compile, and on success add the module to what is built."""
         root = Path(self.root)
         module = root / FOLDER / ("_rans.pyd" if os.name == "nt" else "_rans.abi3.so")
         # A module left from an earlier build must not pass for this one's.
@@ -36,8 +35,7 @@ class KernelBuildHook(BuildHookInterface[Any]):
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-{_platform()}"
-        if version != "editable":
-            build_data["force_include"][str(module)] = f"{PACKAGE}/{module.name}"
+        build_data["artifacts"].append(str(FOLDER / module.name).replace(os.sep, "/"))
 
 
 def compile_kernel(source: Path, module: Path) -> str:

@@ -140,7 +140,7 @@ class Writer(_Coder):
             if np.may_share_memory(flat, indexes):
                 flat = flat.copy()
             self._groups.append((group.reshape(-1), flat, run))
-        return symbols if symbols.dtype == np.int16 else group.copy()
+        return group.copy()
 
     def finish(self) -> tuple[bytes, ...]:
         """Return the streams: (rans,), or (rans, escapes) if a symbol was outside its table.
