@@ -42,7 +42,9 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in ("warmup_steps", "max_grad_norm", "seed"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        self._require("crop", self.crop >= 16 and self.crop % 16 == 0, "a multiple of 16 from 16 up")
+        self._require(
+            "crop", self.crop >= 16 and self.crop % 16 == 0, "a multiple of 16 from 16 up"
+        )
         self._require("ema", 0 <= self.ema < 1, "0 (off) to below 1")
         self._require("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "0 to 1")
         self._require("optimizer", self.optimizer in ("adam", "soap"), "adam or soap")

@@ -27,7 +27,8 @@ def find_photos(folder: Path, prefixes: Sequence[str] = ()) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and (not prefixes or path.name.startswith(tuple(prefixes)))
+        if path.suffix.lower() in SUFFIXES
+        and (not prefixes or path.name.startswith(tuple(prefixes)))
     )
     if not found:
         wanted = f" whose name starts with {', '.join(prefixes)}" if prefixes else ""

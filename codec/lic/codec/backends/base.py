@@ -1,0 +1,49 @@
+"""What every engine offers: an analysis, the steps between, a synthesis.
+
+Shapes: M latent channels, H W pixels (multiples of the model's stride), h = H / 16, w = W / 16.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lic.codec.latents import FactorizedSteps, State, Steps
+
+
+class Backend(Protocol):
+    """A loaded model on one engine. `steps` orders its latents for the coding walk."""
+
+    name: str
+    device: str
+    notes: tuple[str, ...]
+    steps: Steps
+
+    def analyze(self, x: NDArray[np.float32]) -> State:
+        """Return the state with all symbols of x (1, 3, H, W) in [0, 1] known.
+
+        Raises:
+            NumericsError: a latent is not finite or too large to code.
+        """
+        ...
+
+    def blank(self, height: int, width: int) -> State:
+        """Return the decoder's first state for H x W pixels."""
+        ...
+
+    def synthesize(self, state: State) -> NDArray[np.float32]:
+        """Return x_hat (1, 3, H, W) in [0, 1] from the state after the walk."""
+        ...
+
+
+class FactorizedBackend:
+    """What the engines share for the factorized prior, whose state is its symbols (M, h, w)."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        self._channels = channels
+        self._stride = stride
+        self.steps: Steps = FactorizedSteps(channels)
+
+    def blank(self, height: int, width: int) -> State:
+        """Return the symbols' shape (M, h, w)."""
+        return self._channels, height // self._stride, width // self._stride

@@ -1,0 +1,81 @@
+"""PyTorch on CPU or CUDA.
+
+Shapes: as in `base`.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load
+
+from lic.codec.backends.base import FactorizedBackend
+from lic.codec.bundle import WEIGHTS, Bundle
+from lic.codec.errors import ConfigError, ModelMismatchError
+from lic.codec.latents import State, checked_symbols
+from lic.codec.models import MODELS, FactorizedPrior
+from lic.codec.models.graphs import Decoder, Encoder
+
+
+def load_model(bundle: Bundle) -> FactorizedPrior:
+    """Return a bundle's model in float32, ready to evaluate.
+
+    Raises:
+        ModelMismatchError: unknown architecture, or weights that do not fit it.
+    """
+    manifest = bundle.manifest
+    model = MODELS[manifest.architecture].from_dict(manifest.config)
+    try:
+        model.load_state_dict(load(bundle.read(WEIGHTS)))
+    except RuntimeError as error:
+        raise ModelMismatchError(f"{bundle.path / WEIGHTS}: {error}") from None
+    return model.eval()
+
+
+class TorchBackend(FactorizedBackend):
+    """Runs the model itself; the same functions that the exported graphs were made from.
+
+    Args:
+        bundle: the model.
+        device: anything that torch.device takes, such as "cpu" or "cuda:0".
+        threads: torch's threads (process-wide); 0 leaves them as they are.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+
+    name = "torch"
+
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
+        super().__init__(int(bundle.manifest.config["M"]), bundle.manifest.stride)
+        self.notes: tuple[str, ...] = ()
+        self._device = _device(device)
+        self.device = str(self._device)
+        if threads:
+            torch.set_num_threads(threads)
+        model = load_model(bundle).to(self._device)
+        self._encoder = Encoder(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._decoder = Decoder(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def analyze(self, x: NDArray[np.float32]) -> State:
+        """Return symbols (M, h, w) of x (1, 3, H, W) in [0, 1]."""
+        image = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
+        return checked_symbols(self._encoder(image).cpu().numpy(), "y")[0]
+
+    @torch.inference_mode()
+    def synthesize(self, state: State) -> NDArray[np.float32]:
+        """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w)."""
+        symbols = torch.from_numpy(state[None].astype(np.int32)).to(self._device)
+        x_hat: NDArray[np.float32] = self._decoder(symbols).cpu().numpy()
+        return x_hat
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} is not available to torch ({reason})") from None
+    return device

@@ -1,0 +1,331 @@
+"""The deployable model: one folder, or one .zip of it, with everything that coding needs.
+
+    manifest.json         what the model is, which graphs it has, hashes of all files and of itself
+    weights.safetensors   every tensor, once; the graphs point into this file
+    encoder.onnx          x -> symbols
+    decoder.onnx          symbols -> x_hat
+    tables.npz            integer entropy tables
+
+Nothing here needs torch or ONNX Runtime, and nothing is ever unpickled.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from lic.codec.entropy import Tables
+from lic.codec.errors import ConfigError, ModelMismatchError, OutputError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+TABLES = "tables.npz"
+ENCODER = "encoder.onnx"
+DECODER = "decoder.onnx"
+MANIFEST_LIMIT = 2**20
+
+# Tensors whose names start so decide what a decoder computes, by architecture.
+DECODING_TENSORS: dict[str, tuple[str, ...]] = {
+    "bmshj2018-factorized": ("g_s.", "entropy_bottleneck.quantiles"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    Attributes:
+        name: family name, the same for all rate points.
+        rate_point: 1 to 255; a larger number means more bits.
+        architecture: key of `lic.codec.models.MODELS`.
+        config: the architecture's options.
+        stride: latents have one row per `stride` pixel rows.
+        lmbda: Lagrange multiplier of the training loss, None where unknown.
+        metric: distortion that was trained for, "mse" or "ms-ssim".
+        training: provenance, free form.
+        source: where to get the bundle.
+        graphs: per graph its file, and per input and output the axes' names.
+        fingerprint: 16 hexadecimal digits over all that decides decoding.
+        files: size and SHA-256 of every other file.
+    """
+
+    name: str
+    rate_point: int
+    architecture: str
+    config: dict[str, Any]
+    stride: int
+    lmbda: float | None = None
+    metric: str = "mse"
+    training: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    graphs: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rate_point <= 255:
+            raise ConfigError(f"rate_point is {self.rate_point}; expected 1 to 255")
+        if self.architecture not in DECODING_TENSORS:
+            known = ", ".join(sorted(DECODING_TENSORS))
+            raise ConfigError(f"architecture is {self.architecture!r}; expected one of {known}")
+
+    def to_bytes(self) -> bytes:
+        """Return the file's bytes; its last entry is a hash over all others."""
+        values: dict[str, Any] = {"format": FORMAT, **asdict(self)}
+        values["sha256"] = _canonical_hash(values)
+        return (json.dumps(values, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ModelMismatchError: changed, incomplete, or of an unknown format.
+        """
+        try:
+            values = json.loads(data)
+            stated = values.pop("sha256")
+            version = values.pop("format")
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise ModelMismatchError(f"{where}: not a bundle's manifest ({error!r})") from None
+        if version != FORMAT:
+            raise ModelMismatchError(
+                f"{where}: bundle format {version!r}, this lic knows {FORMAT}; update lic"
+            )
+        if stated != _canonical_hash({"format": version, **values}):
+            raise ModelMismatchError(
+                f"{where}: was changed after the bundle was made (its hash does not fit); "
+                "get the bundle again"
+            )
+        names = {f.name for f in fields(cls)}
+        if set(values) != names:
+            odd = ", ".join(sorted(set(values) ^ names))
+            raise ModelMismatchError(f"{where}: unknown or missing entries: {odd}")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ModelMismatchError(f"{where}: {error}; update lic") from None
+
+
+def _canonical_hash(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Bundle:
+    """A bundle on disk. Files are read on demand, and their hashes checked then."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a folder or a .zip; reads the manifest only.
+
+        Raises:
+            ModelMismatchError: there is no bundle, or its manifest was changed.
+        """
+        data = _read_file(path, MANIFEST, MANIFEST_LIMIT)
+        manifest = Manifest.from_bytes(data, f"{path / MANIFEST}")
+        for name in manifest.files:
+            if Path(name).name != name or "\\" in name:
+                raise ModelMismatchError(f"{path}: file name {name!r} would leave the bundle")
+        return cls(path, manifest)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The 8 bytes that .lic files carry."""
+        return bytes.fromhex(self.manifest.fingerprint)
+
+    @property
+    def label(self) -> str:
+        """Family name and rate point, for people."""
+        return f"{self.manifest.name} q{self.manifest.rate_point}"
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises:
+            ModelMismatchError: missing, or changed since the bundle was made; names the file.
+        """
+        if name not in self.manifest.files:
+            raise ModelMismatchError(f"{self.path}: the bundle has no {name}")
+        entry = self.manifest.files[name]
+        data = _read_file(self.path, name, int(entry["bytes"]))
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry["sha256"]:
+            raise ModelMismatchError(
+                f"{self.path / name}: was changed after the bundle was made (SHA-256 {found[:16]}, "
+                f"expected {entry['sha256'][:16]}, {len(data)} of {entry['bytes']} bytes); "
+                "get the bundle again"
+            )
+        return data
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The integer entropy tables."""
+        try:
+            with np.load(io.BytesIO(self.read(TABLES)), allow_pickle=False) as arrays:
+                return Tables.from_arrays(dict(arrays))
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ModelMismatchError(f"{self.path / TABLES}: unreadable ({error})") from None
+
+    def check(self) -> None:
+        """Read every file, and recompute the fingerprint.
+
+        Raises:
+            ModelMismatchError: a file was changed, or the fingerprint is not that of the content.
+        """
+        for name in self.manifest.files:
+            self.read(name)
+        found = fingerprint(
+            self.manifest.architecture, self.manifest.config, self.read(WEIGHTS), self.tables
+        )
+        if found != self.manifest.fingerprint:
+            raise ModelMismatchError(
+                f"{self.path}: the content has fingerprint {found}, the manifest says "
+                f"{self.manifest.fingerprint}"
+            )
+
+
+def _read_file(path: Path, name: str, limit: int) -> bytes:
+    """Return at most `limit` + 1 bytes of a file of the bundle: an odd size fails its hash."""
+    try:
+        if path.is_dir():
+            with (path / name).open("rb") as file:
+                return file.read(limit + 1)
+        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+            return member.read(limit + 1)
+    except (FileNotFoundError, KeyError):
+        raise ModelMismatchError(f"{path}: no bundle here (found no {name})") from None
+    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, ValueError) as error:
+        raise ModelMismatchError(f"{path}: {name} cannot be read ({error})") from None
+
+
+def safetensors_index(data: bytes) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Return dtype, shape, first and last byte in the file of every tensor of a safetensors file.
+
+    Raises:
+        ModelMismatchError: not a safetensors file.
+    """
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        if length > len(data) - 8:
+            raise ValueError(f"header of {length} bytes in a file of {len(data)}")
+        header = json.loads(data[8 : 8 + length])
+        base = 8 + length
+        index = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                index[name] = (entry["dtype"], tuple(entry["shape"]), base + begin, base + end)
+        return index
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelMismatchError(f"{WEIGHTS}: not a safetensors file ({error!r})") from None
+
+
+def fingerprint(architecture: str, config: dict[str, Any], weights: bytes, tables: Tables) -> str:
+    """Return the 16 hexadecimal digits that name all that decides decoding.
+
+    Architecture, config, and of the decoding tensors name, dtype, shape and bytes, then the
+    tables' digest. Encoder weights do not count: files of a better encoder decode with the old one.
+    """
+    digest = hashlib.sha256()
+
+    def feed(part: bytes) -> None:
+        digest.update(struct.pack("<Q", len(part)))
+        digest.update(part)
+
+    feed(architecture.encode())
+    feed(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
+    index = safetensors_index(weights)
+    for name in sorted(n for n in index if n.startswith(DECODING_TENSORS[architecture])):
+        dtype, shape, begin, end = index[name]
+        feed(json.dumps([name, dtype, shape], separators=(",", ":")).encode())
+        feed(weights[begin:end])
+    feed(tables.digest())
+    return digest.hexdigest()[:16]
+
+
+def write_bundle(
+    target: Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False
+) -> Bundle:
+    """Write a bundle, complete or not at all; `target` ending in .zip gives one file.
+
+    `files` holds weights and graphs; tables come as their npz. Fingerprint and hashes are filled in.
+
+    Raises:
+        OutputError: the target exists, or cannot be written.
+    """
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: exists already; choose another name or overwrite")
+    with np.load(io.BytesIO(files[TABLES]), allow_pickle=False) as arrays:
+        tables = Tables.from_arrays(dict(arrays))
+    values = {f.name: getattr(manifest, f.name) for f in fields(manifest)}
+    values["fingerprint"] = fingerprint(
+        manifest.architecture, manifest.config, files[WEIGHTS], tables
+    )
+    values["files"] = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in sorted(files.items())
+    }
+    content = {MANIFEST: Manifest(**values).to_bytes(), **files}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(target, content)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+    return Bundle.open(target)
+
+
+def _write_whole(target: Path, content: Mapping[str, bytes]) -> None:
+    """Write beside the target, then rename."""
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        fresh = scratch / target.name
+        if target.suffix == ".zip":
+            with zipfile.ZipFile(fresh, "w") as archive:
+                for name, data in content.items():
+                    archive.writestr(zipfile.ZipInfo(name), data)
+        else:
+            fresh.mkdir()
+            for name, data in content.items():
+                (fresh / name).write_bytes(data)
+        if target.exists():
+            target.rename(scratch / "previous")
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def tables_to_npz(tables: Tables) -> bytes:
+    """Return the bytes of tables.npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **tables.to_arrays())
+    return buffer.getvalue()
+
+
+__all__ = [
+    "DECODER",
+    "ENCODER",
+    "TABLES",
+    "WEIGHTS",
+    "Bundle",
+    "Manifest",
+    "fingerprint",
+    "safetensors_index",
+    "tables_to_npz",
+    "write_bundle",
+]

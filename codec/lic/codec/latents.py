@@ -1,0 +1,95 @@
+"""The coding walk: the order in which latents become symbols, written once for both directions.
+
+Shapes: M latent channels, h w latent rows and columns.
+"""
+
+import zlib
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lic.codec.entropy import SymbolCoder
+from lic.codec.errors import NumericsError
+
+State = Any
+SYMBOL_LIMIT = 2**15 - 1
+
+
+class Steps(Protocol):
+    """What the walk asks of a codec: its groups of symbols, one after the other.
+
+    The state is opaque here; a backend may keep it on its device.
+    """
+
+    groups: int
+
+    def propose(
+        self, group: int, state: State
+    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
+        """Return a group's symbols (None when decoding) and the indexes of their tables."""
+        ...
+
+    def accept(self, group: int, state: State, symbols: NDArray[np.int16]) -> State:
+        """Return the state with a group's symbols known."""
+        ...
+
+
+def walk(steps: Steps, state: State, coder: SymbolCoder) -> tuple[State, int]:
+    """Code every group in order; returns the final state and the symbols' CRC-32.
+
+    A writer and a reader as `coder` make this the encoder and the decoder.
+    """
+    crc = 0
+    for group in range(steps.groups):
+        symbols, indexes = steps.propose(group, state)
+        symbols = coder.code(symbols, indexes)
+        crc = zlib.crc32(np.ascontiguousarray(symbols, dtype="<i2"), crc)
+        state = steps.accept(group, state, symbols)
+    return state, crc
+
+
+class FactorizedSteps:
+    """One group, channel by channel; a channel's table is its number: no network takes part.
+
+    The state is symbols (M, h, w), or (M, h, w) as a tuple of lengths before they are read.
+    """
+
+    groups = 1
+
+    def __init__(self, channels: int) -> None:
+        self._indexes = np.arange(channels, dtype=np.uint16)[:, None]
+
+    def propose(
+        self,
+        group: int,
+        state: State,  # noqa: ARG002
+    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
+        """Return symbols (M, h * w), or None, and indexes that broadcast to them."""
+        if isinstance(state, tuple):
+            channels, height, width = state
+            return None, np.broadcast_to(self._indexes, (channels, height * width))
+        symbols: NDArray[np.int16] = state.reshape(state.shape[0], -1)
+        return symbols, np.broadcast_to(self._indexes, symbols.shape)
+
+    def accept(self, group: int, state: State, symbols: NDArray[np.int16]) -> State:  # noqa: ARG002
+        """Return symbols (M, h, w)."""
+        shape = state if isinstance(state, tuple) else state.shape
+        return symbols.reshape(shape)
+
+
+def checked_symbols(values: NDArray[np.int32], name: str) -> NDArray[np.int16]:
+    """Return values as 16-bit symbols.
+
+    Raises:
+        NumericsError: a value is out of range, which is also how graphs pass on NaN and infinity.
+    """
+    if values.size and max(int(values.max()), -int(values.min())) > SYMBOL_LIMIT:
+        worst = int(np.argmax(np.abs(values.astype(np.int64))))
+        place = ", ".join(str(int(i)) for i in np.unravel_index(worst, values.shape))
+        raise NumericsError(
+            f"latent tensor {name}: the value at [{place}] is NaN, infinite or beyond "
+            f"±{SYMBOL_LIMIT} and cannot be coded; the network's weights or precision are at "
+            "fault (half precision overflows like this)"
+        )
+    return values.astype(np.int16)

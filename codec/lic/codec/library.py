@@ -1,0 +1,134 @@
+"""Which bundles are there: embedded ones, the user's, and those of LIC_BUNDLES.
+
+A bundle is found by a path, by family name and rate point, or by the fingerprint in a file.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from lic.codec.bundle import MANIFEST, Bundle
+from lic.codec.container import Model
+from lic.codec.errors import ConfigError, ModelMismatchError
+
+VARIABLE = "LIC_BUNDLES"
+DEFAULT_MODEL = "bmshj2018-factorized-relu-lite"
+
+
+def user_folder() -> Path:
+    """Return where `lic models import` puts bundles unless told otherwise."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
+    return base / "lic" / "bundles"
+
+
+def search_path() -> list[Path]:
+    """Return the folders that are searched, in order: LIC_BUNDLES, the user's, the embedded."""
+    named = [Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
+    return [*named, user_folder(), Path(str(files("lic.codec") / "bundles"))]
+
+
+def all_bundles() -> list[Bundle]:
+    """Return every readable bundle on the search path, by name and rate point."""
+    found: dict[tuple[str, int], Bundle] = {}
+    for folder in search_path():
+        for bundle in _bundles_in(folder):
+            found.setdefault((bundle.manifest.name, bundle.manifest.rate_point), bundle)
+    return [found[key] for key in sorted(found)]
+
+
+@cache
+def _bundles_in(folder: Path) -> tuple[Bundle, ...]:
+    return tuple(_scan(folder))
+
+
+def _scan(folder: Path) -> Iterator[Bundle]:
+    """Yield bundles in `folder` and one level of family folders below it."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.glob("*")) + sorted(folder.glob("*/*")):
+        if path.suffix == ".zip" or (path.is_dir() and (path / MANIFEST).is_file()):
+            try:
+                yield Bundle.open(path)
+            except ModelMismatchError:
+                # One broken bundle must not hide the others; naming it by path reports it.
+                continue
+
+
+def select(model: str | None = None, rate_point: int | None = None) -> Bundle:
+    """Return the bundle that a user means.
+
+    Args:
+        model: path of a bundle, of a folder of rate points, or a family's name; None is lic's own.
+        rate_point: None takes the middle of what the family has.
+
+    Raises:
+        ModelMismatchError: there is no such bundle.
+        ConfigError: the family has no such rate point.
+    """
+    name = model or DEFAULT_MODEL
+    family = _named(name)
+    rates = {b.manifest.rate_point: b for b in family}
+    if rate_point is None:
+        return rates[sorted(rates)[len(rates) // 2]]
+    if rate_point not in rates:
+        points = ", ".join(str(r) for r in sorted(rates))
+        raise ConfigError(f"{name} has no rate point {rate_point}; it has {points}")
+    return rates[rate_point]
+
+
+def for_fingerprint(
+    fingerprint: bytes, hint: Model | None = None, *, model: str | None = None
+) -> Bundle:
+    """Return the bundle that a file was made with.
+
+    Args:
+        fingerprint: of the file's HEAD.
+        hint: what the file says about its model, for the message.
+        model: restrict the search to this bundle or family.
+
+    Raises:
+        ModelMismatchError: no bundle has this fingerprint; the message names the wanted one.
+    """
+    wanted = fingerprint.hex() + (f" ({hint.name})" if hint else "")
+    if model is not None:
+        candidates = _named(model)
+    else:
+        candidates = [b for folder in search_path() for b in _bundles_in(folder)]
+    for bundle in candidates:
+        if bundle.fingerprint == fingerprint:
+            return bundle
+    if model is not None:
+        found = ", ".join(f"{b.manifest.fingerprint} ({b.label})" for b in candidates[:4])
+        raise ModelMismatchError(
+            f"the file was made with model {wanted}, but {model} is {found}; leave out --model to "
+            "search all installed bundles"
+        )
+    where = ", ".join(str(p) for p in search_path())
+    source = f"; get it from {hint.source}" if hint and hint.source else ""
+    raise ModelMismatchError(
+        f"the file was made with model {wanted}, which is not installed (searched {where}){source}"
+    )
+
+
+def _named(model: str) -> list[Bundle]:
+    """Return the bundles that a path or a family's name stands for; at least one."""
+    path = Path(model)
+    if path.is_file() or (path / MANIFEST).is_file():
+        return [Bundle.open(path)]
+    if path.is_dir():
+        found = list(_bundles_in(path.resolve()))
+    else:
+        found = [b for b in all_bundles() if b.manifest.name == model]
+    if not found:
+        names = ", ".join(sorted({b.manifest.name for b in all_bundles()})) or "none"
+        raise ModelMismatchError(
+            f"no bundle {model!r}: expected the path of one, or the name of an installed model "
+            f"(installed: {names})"
+        )
+    return found

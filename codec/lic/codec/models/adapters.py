@@ -1,0 +1,125 @@
+"""Foreign state dicts -> lic models.
+
+CompressAI's files come in three generations of names, sometimes with a `module.` prefix, and with
+or without the integer tables of `update()`; all of them load. Nothing is ever unpickled beyond
+tensors and plain values.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lic.codec.errors import ModelMismatchError
+from lic.codec.models.blocks import Activation
+from lic.codec.models.bmshj2018 import FactorizedConfig, FactorizedPrior
+
+# lic freezes tables of its own; these buffers only say whether `update()` was called.
+_TABLE_BUFFERS = ("_offset", "_quantized_cdf", "_cdf_length")
+# Older names of the bottleneck's tensors: `_matrix0`, and before that `_matrices.0`.
+_OLD_NAMES = (
+    (re.compile(r"_(?:matrix|matrices\.)(\d+)$"), r"matrices.\1"),
+    (re.compile(r"_(?:bias|biases\.)(\d+)$"), r"biases.\1"),
+    (re.compile(r"_(?:factor|factors\.)(\d+)$"), r"factors.\1"),
+)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a .pth, .pth.tar or .safetensors file; unwraps {"state_dict": ...}.
+
+    Raises:
+        ModelMismatchError: missing, damaged, or holding more than tensors and plain values.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelMismatchError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelMismatchError(
+            f"{path}: holds more than tensors and was not loaded ({reason}); save its state dict "
+            "alone and try again"
+        ) from None
+    except Exception as error:  # torch and safetensors raise a dozen kinds on damaged files.
+        raise ModelMismatchError(f"{path}: cannot be read as weights ({error})") from None
+    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelMismatchError(f"{path}: expected a state dict of tensors")
+    return dict(content)
+
+
+def factorized_from_state_dict(
+    state: Mapping[str, Tensor], *, normalisation: Activation = "gdn"
+) -> FactorizedPrior:
+    """Return the bmshj2018-factorized model of a state dict; widths are read off its shapes.
+
+    A side without beta and gamma is ReLU; `normalisation` says whether those of the other side are
+    GDN or GDN1, which have the same tensors.
+
+    Raises:
+        ModelMismatchError: tensors are missing, unexpected or of the wrong shape; names them.
+    """
+    renamed = _rename(state)
+    model = FactorizedPrior(_config(renamed, normalisation))
+    missing, unexpected = model.load_state_dict(renamed, strict=False)
+    lacking = [name for name in missing if not name.endswith(_TABLE_BUFFERS)]
+    if lacking or unexpected:
+        raise ModelMismatchError(
+            "not a bmshj2018-factorized state dict: "
+            f"missing {_some(lacking)}; unexpected {_some(unexpected)}"
+        )
+    return model.eval()
+
+
+def _rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in state.items():
+        name = name.removeprefix("module.")
+        if name.startswith("entropy_bottleneck."):
+            for pattern, replacement in _OLD_NAMES:
+                name = pattern.sub(replacement, name)
+        if not name.endswith(_TABLE_BUFFERS):
+            renamed[name] = value.float()
+    return renamed
+
+
+def _config(state: Mapping[str, Tensor], normalisation: Activation) -> FactorizedConfig:
+    first, last = state.get("g_a.0.weight"), state.get("g_a.6.weight")
+    if first is None or last is None or first.ndim != 4 or last.ndim != 4:
+        raise ModelMismatchError(
+            "not a bmshj2018-factorized state dict: found "
+            f"{_some(sorted(state))}; expected g_a.0.weight and g_a.6.weight among them"
+        )
+    sides: list[Activation] = [
+        normalisation if f"{side}.1.beta" in state else "relu" for side in ("g_a", "g_s")
+    ]
+    config = FactorizedConfig(
+        N=first.shape[0],
+        M=last.shape[0],
+        encoder_activation=sides[0],
+        decoder_activation=sides[1],
+    )
+    with torch.device("meta"):
+        wanted = FactorizedPrior(config).state_dict()
+    for name, value in state.items():
+        if name in wanted and wanted[name].shape != value.shape:
+            raise ModelMismatchError(
+                f"{name} has shape {tuple(value.shape)}; expected {tuple(wanted[name].shape)}"
+            )
+    return config
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

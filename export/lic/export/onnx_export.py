@@ -1,0 +1,166 @@
+"""Torch modules -> ONNX graphs whose weights lie in the bundle's safetensors file.
+
+Shapes: M latent channels, H W pixels, h = H / 16, w = W / 16.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from lic.codec.bundle import WEIGHTS, safetensors_index
+from lic.codec.errors import ExportError
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+# The newest that torch's default exporter writes without conversion and ONNX Runtime 1.20 reads.
+OPSET = 20
+SAFETENSORS_TO_ONNX = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
+
+Axes = Mapping[str, Mapping[int, str]]
+
+
+def export_graph(
+    module: nn.Module, example: Tensor, *, input_name: str, output_name: str, opset: int = OPSET
+) -> onnx.ModelProto:
+    """Export a module of one 4-D input with free height and width.
+
+    Raises:
+        ExportError: the exporter failed, or wrote another opset than asked for.
+    """
+    height, width = torch.export.Dim("height", min=1), torch.export.Dim("width", min=1)
+    # The encoder's input is a multiple of the stride; saying so keeps its shapes symbolic.
+    stride = 16 if example.is_floating_point() else 1
+    shapes = {2: stride * height, 3: stride * width} if stride > 1 else {2: height, 3: width}
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                input_names=[input_name],
+                output_names=[output_name],
+                dynamic_shapes=(shapes,),
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # The exporter raises whatever its passes raise.
+            raise ExportError(f"torch.onnx.export failed: {error}") from error
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing")
+    graph: onnx.ModelProto = program.model_proto
+    found = next(entry.version for entry in graph.opset_import if entry.domain == "")
+    if found != opset:
+        raise ExportError(f"asked for opset {opset}, the exporter wrote {found}")
+    return graph
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own progress lines and deprecation warnings off the terminal."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.getLogger("torch.onnx").setLevel(level)
+
+
+def share_weights(graph: onnx.ModelProto, weights: bytes) -> onnx.ModelProto:
+    """Replace every initializer that the weights file holds by a pointer into that file.
+
+    Half-precision weights are cast to float32 at the graph's start, so that they are stored once
+    and every engine computes with the same numbers.
+
+    Raises:
+        ExportError: an initializer and the file's tensor of that name differ.
+    """
+    index = safetensors_index(weights)
+    shared = onnx.ModelProto()
+    shared.CopyFrom(graph)
+    casts, initializers = [], []
+    for initializer in shared.graph.initializer:
+        if initializer.name not in index:
+            initializers.append(initializer)
+            continue
+        dtype, shape, begin, end = index[initializer.name]
+        _check_same(initializer, weights[begin:end], dtype, shape)
+        half = dtype == "F16"
+        name = f"{initializer.name}.half" if half else initializer.name
+        pointer = TensorProto(
+            name=name,
+            data_type=SAFETENSORS_TO_ONNX[dtype],
+            dims=shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, value in (("location", WEIGHTS), ("offset", begin), ("length", end - begin)):
+            pointer.external_data.add(key=key, value=str(value))
+        initializers.append(pointer)
+        if half:
+            casts.append(
+                helper.make_node("Cast", [name], [initializer.name], to=TensorProto.FLOAT)
+            )
+    nodes = [*casts, *shared.graph.node]
+    del shared.graph.initializer[:], shared.graph.node[:]
+    shared.graph.initializer.extend(initializers)
+    shared.graph.node.extend(nodes)
+    return shared
+
+
+def _check_same(
+    initializer: TensorProto, stored: bytes, dtype: str, shape: tuple[int, ...]
+) -> None:
+    kind = np.dtype("<f2" if dtype == "F16" else "<f4")
+    expected = np.frombuffer(stored, kind).reshape(shape).astype(np.float32)
+    if not np.array_equal(numpy_helper.to_array(initializer), expected):
+        raise ExportError(f"{initializer.name}: the graph's values differ from the weights file")
+
+
+def check_graph(
+    name: str, graph: onnx.ModelProto, weights: bytes, module: nn.Module, examples: list[Tensor]
+) -> None:
+    """Compare a graph in ONNX Runtime with the module it came from, on inputs of several sizes.
+
+    Floating outputs may differ by 1e-4; integer outputs, which are rounded, by one step in at most
+    one value of a thousand.
+
+    Raises:
+        ExportError: the graph is invalid, does not run, or differs.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+    try:
+        session = onnxruntime.InferenceSession(
+            graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
+        raise ExportError(f"{name}: ONNX Runtime cannot load the graph: {error}") from None
+    for example in examples:
+        with torch.no_grad():
+            expected = module(example).numpy()
+        (found,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+        _compare(name, found, expected)
+
+
+def _compare(name: str, found: np.ndarray, expected: np.ndarray) -> None:  # type: ignore[type-arg]
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise ExportError(
+            f"{name}: gives {found.dtype} {found.shape}, torch {expected.dtype} {expected.shape}"
+        )
+    gap = np.abs(found.astype(np.float64) - expected)
+    if found.dtype.kind == "f":
+        if gap.max() > 1e-4:
+            raise ExportError(f"{name}: differs from torch by {gap.max():.2e}; allowed 1e-4")
+    elif gap.max() > 1 or np.count_nonzero(gap) > found.size / 1000:
+        raise ExportError(
+            f"{name}: {np.count_nonzero(gap)} of {found.size} symbols differ from torch, by up to "
+            f"{gap.max():.0f}; allowed one step in one of a thousand"
+        )
