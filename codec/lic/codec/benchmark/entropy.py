@@ -38,7 +38,8 @@ class Workload:
     """Symbols with their tables, and the bits that an ideal coder would take.
 
     Attributes:
-        pmfs: T masses over the tables' ranges, each with the escape's last.
+        pmfs: T masses, each with the escape's last; the tables drop those beyond 255 symbols.
+        offsets: The first symbol of each pmf.
         symbols: int16, any shape.
         indexes: The table of each symbol, in the same shape.
         ideal_bits: Minus the log2 of all symbols' probabilities.
@@ -46,6 +47,7 @@ class Workload:
 
     name: str
     pmfs: list[NDArray[np.float64]]
+    offsets: list[int]
     tables: Tables
     symbols: NDArray[np.int16]
     indexes: NDArray[np.uint16]
@@ -131,11 +133,12 @@ def _workload(
         np.append(mass[at], max(0.0, 1 - mass[at].sum()))
         for mass, at in zip(masses, kept, strict=True)
     ]
-    tables = build_tables(pmfs, [int(_SUPPORT[at[0]]) for at in kept])
+    offsets = [int(_SUPPORT[at[0]]) for at in kept]
     return Workload(
         name=name,
         pmfs=pmfs,
-        tables=tables,
+        offsets=offsets,
+        tables=build_tables(pmfs, offsets),
         symbols=drawn.astype(np.int16),
         indexes=indexes,
         ideal_bits=ideal,
@@ -171,7 +174,7 @@ def _constriction(work: Workload) -> _Coder:
     stream = importlib.import_module("constriction").stream
     groups = []
     for index, pmf in enumerate(work.pmfs):
-        symbols = work.symbols[work.indexes == index].astype(np.int32) - work.tables.offset[index]
+        symbols = work.symbols[work.indexes == index].astype(np.int32) - work.offsets[index]
         outside = (symbols < 0) | (symbols >= len(pmf) - 1)
         symbols = np.where(outside, len(pmf) - 1, symbols).astype(np.int32)
         model = stream.model.Categorical(np.maximum(pmf, 1e-9), perfect=False)
@@ -198,7 +201,7 @@ def _compressai(work: Workload) -> _Coder:
     ans = importlib.import_module("compressai.ans")
     quantise = importlib.import_module("compressai._CXX").pmf_to_quantized_cdf
     cdfs = [list(quantise(np.maximum(pmf, 1e-9).tolist(), 16)) for pmf in work.pmfs]
-    sizes, offsets = [len(cdf) for cdf in cdfs], work.tables.offset.tolist()
+    sizes, offsets = [len(cdf) for cdf in cdfs], work.offsets
     encoder, decoder = ans.RansEncoder(), ans.RansDecoder()
 
     def encode() -> tuple[bytes, int]:

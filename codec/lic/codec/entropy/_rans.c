@@ -107,7 +107,7 @@ static int row_is_valid(const uint16_t *row, uint32_t entries, Py_ssize_t width,
     uint32_t k;
     if (entries < 2 || entries > MAX_SLOTS + 1 || (Py_ssize_t)entries > width)
         return 0;
-    if (offset < INT16_MIN || offset + (int32_t)entries - 3 > INT16_MAX || offset > INT16_MAX)
+    if (offset < INT16_MIN || offset > INT16_MAX || offset + (int32_t)entries - 3 > INT16_MAX)
         return 0;
     for (k = 1; k < entries; k++)
         if (row[k] <= row[k - 1])
@@ -204,6 +204,8 @@ static int16_t get_escape(Escapes *in, const Table *table)
 {
     uint32_t value = 0, shift = 0, byte;
     int32_t symbol;
+    if (in->status != DONE) /* the first problem is the one to report */
+        return 0;
     do {
         if (in->next == in->end) {
             in->status = OUT_OF_ESCAPES;
@@ -278,7 +280,7 @@ static inline int decode_span(const Tables *all, const uint16_t *indexes, const 
         if (indexes[i * step] >= limit)
             return BAD_INDEX;
         lane[l] = decode_slot(TABLE(i), lane[l], escapes, symbols + i);
-        if (lane[l] < LOWER) {
+        if (lane[l] < LOWER && escapes->status == DONE) {
             if (words.end - words.next < 2)
                 return OUT_OF_WORDS;
             lane[l] = refill(lane[l], &words);

@@ -1,0 +1,31 @@
+import json
+
+import pytest
+
+from lic.codec.benchmark.entropy import factorized, gaussian, main
+from lic.codec.entropy import Writer
+
+
+@pytest.mark.parametrize("workload", [factorized, gaussian])
+def test_at_most_15_hundredths_of_a_percent_over_the_ideal(workload):
+    work = workload(300_000)
+    writer = Writer(work.tables)
+    writer.code(work.symbols, work.indexes)
+    bits = 8 * sum(map(len, writer.finish()))
+    assert 0 <= bits / work.ideal_bits - 1 <= 0.0015
+
+
+def test_the_benchmark_has_a_row_for_every_coder(capsys):
+    main(["--symbols", "960", "--repeat", "1", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    coders = {"lic c", "lic python", "constriction", "compressai"}
+    assert {(row["coder"], row["workload"]) for row in rows} == {
+        (coder, workload) for coder in coders for workload in ("factorized", "gaussian")
+    }
+    for row in rows:
+        assert row["note"] or row["decode_msymbols"] > 0
+
+
+def test_the_benchmark_prints_a_table(capsys):
+    main(["--symbols", "192", "--repeat", "1"])
+    assert "overhead" in capsys.readouterr().out

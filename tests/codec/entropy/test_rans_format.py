@@ -1,0 +1,42 @@
+"""Frozen bytes: a change here is a change of the .lic format."""
+
+import numpy as np
+import pytest
+
+from lic.codec.entropy import Reader, Tables, Writer
+
+TABLES = Tables(
+    quantized_cdf=np.array([[0, 8192, 12288, 16000, 16384], [0, 16000, 16384, 0, 0]]),
+    cdf_length=np.array([5, 3]),
+    offset=np.array([-1, 5]),
+)
+GOLDEN = {
+    "one symbol": ([0], [0], ["00200400000001000000010000000100"]),
+    "worked example": (
+        [0, 1, -1, 5, 0, 2, 1],
+        [0, 0, 0, 1, 0, 0, 0],
+        ["00a0100080babc0080d9080000060100", "00"],
+    ),
+    "escapes": (
+        [5, 2, -2, 66, -32768, 32767, 6, 4],
+        [1, 0, 0, 0, 0, 1, 1, 1],
+        ["00c62b0080ff1f0780ff1f0780ff1f07", "00018001fdff03f2ff030001"],
+    ),
+    "many words": (
+        [1, 0, -1, 1, -1] * 13,
+        [0] * 65,
+        ["edb6ed11c0e95e085bca6d03067c8307805280f800e100c2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_bytes_are_frozen(kernel, name):
+    symbols, indexes, expected = GOLDEN[name]
+    writer = Writer(TABLES, kernel=kernel)
+    writer.code(np.array(symbols), np.array(indexes))
+    streams = writer.finish()
+    assert [stream.hex() for stream in streams] == expected
+    reader = Reader(TABLES, streams, kernel=kernel)
+    assert reader.code(None, np.array(indexes)).tolist() == symbols
+    reader.finish()
