@@ -1,93 +1,62 @@
 """Learned image compression: pictures to .lic files and back.
 
-    from lic.codec import open_codec, read_picture, write_picture
-    codec = open_codec(rate_point=2)
-    data = codec.compress(read_picture(Path("photo.png"))).data
+    from pathlib import Path
+    from lic.codec import decompress, open_codec, read_picture
+
+    data = open_codec(rate_point=2).compress(read_picture(Path("photo.png"))).data
     picture = decompress(data).picture
 
-Needs numpy and Pillow; ONNX Runtime or torch is imported when a codec is opened.
+Every name is imported when it is first used, so that a command that reads a header does not wait
+for numpy, and nothing waits for torch or ONNX Runtime before a codec is opened.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from lic.codec.container import Header, Limits, Model, parse_header
-from lic.codec.errors import (
-    BitstreamError,
-    ConfigError,
-    ExportError,
-    ImageError,
-    LicError,
-    LimitError,
-    ModelMismatchError,
-    NumericsError,
-    OutputError,
-    TrainingError,
+if TYPE_CHECKING:
+    from lic.codec.container import Header as Header
+    from lic.codec.container import Limits as Limits
+    from lic.codec.container import parse_header as parse_header
+    from lic.codec.errors import BitstreamError as BitstreamError
+    from lic.codec.errors import ConfigError as ConfigError
+    from lic.codec.errors import ExportError as ExportError
+    from lic.codec.errors import ImageError as ImageError
+    from lic.codec.errors import LicError as LicError
+    from lic.codec.errors import LimitError as LimitError
+    from lic.codec.errors import ModelMismatchError as ModelMismatchError
+    from lic.codec.errors import NumericsError as NumericsError
+    from lic.codec.errors import OutputError as OutputError
+    from lic.codec.errors import TrainingError as TrainingError
+    from lic.codec.image_io import Picture as Picture
+    from lic.codec.image_io import read_picture as read_picture
+    from lic.codec.image_io import write_picture as write_picture
+    from lic.codec.pipeline import Codec as Codec
+    from lic.codec.pipeline import Decoded as Decoded
+    from lic.codec.pipeline import Encoded as Encoded
+    from lic.codec.pipeline import decompress as decompress
+    from lic.codec.pipeline import open_codec as open_codec
+
+_ERRORS = (
+    "BitstreamError ConfigError ExportError ImageError LicError LimitError ModelMismatchError "
+    "NumericsError OutputError TrainingError"
 )
-from lic.codec.image_io import Picture, read_picture, write_picture
-from lic.codec.library import for_fingerprint, select
-from lic.codec.pipeline import Codec, Decoded, Encoded
-from lic.codec.pipeline import decompress as _decompress
+_HOMES = {
+    **dict.fromkeys(_ERRORS.split(), "errors"),
+    **dict.fromkeys(("Header", "Limits", "parse_header"), "container"),
+    **dict.fromkeys(("Picture", "read_picture", "write_picture"), "image_io"),
+    **dict.fromkeys(("Codec", "Decoded", "Encoded", "decompress", "open_codec"), "pipeline"),
+}
+
+__all__ = sorted(_HOMES)
 
 
-def open_codec(
-    model: str | None = None, rate_point: int | None = None, **options: Any
-) -> Codec:
-    """Return the codec of an installed model or a bundle's path.
-
-    Args:
-        model: family name or path; None is lic's embedded model.
-        rate_point: None takes the middle one.
-        **options: `backend`, `device` and `threads` of `Codec`.
-
-    Raises:
-        ModelMismatchError: no such bundle.
-        ConfigError: no such rate point, backend or device.
-    """
-    return Codec(select(model, rate_point), **options)
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
-def decompress(data: bytes, *, model: str | None = None, **options: Any) -> Decoded:
-    """Decode a .lic file with whichever installed model it asks for.
-
-    Args:
-        data: the whole file.
-        model: restrict the search to this bundle or family.
-        **options: `backend`, `device` and `threads` of `Codec`, and `limits`.
-
-    Raises:
-        BitstreamError: damaged or of an unknown version.
-        LimitError: larger than the limits allow.
-        ModelMismatchError: the model is not installed.
-        NumericsError: this device gives other symbols than the encoder's.
-    """
-    limits = options.pop("limits", None)
-
-    def find(fingerprint: bytes, hint: Model | None) -> Codec:
-        return Codec(for_fingerprint(fingerprint, hint, model=model), **options)
-
-    return _decompress(data, find, limits=limits)
-
-
-__all__ = [
-    "BitstreamError",
-    "Codec",
-    "ConfigError",
-    "Decoded",
-    "Encoded",
-    "ExportError",
-    "Header",
-    "ImageError",
-    "LicError",
-    "LimitError",
-    "Limits",
-    "ModelMismatchError",
-    "NumericsError",
-    "OutputError",
-    "Picture",
-    "TrainingError",
-    "decompress",
-    "open_codec",
-    "parse_header",
-    "read_picture",
-    "write_picture",
-]
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -264,7 +264,8 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle, complete or not at all; `target` ending in .zip gives one file.
 
-    `files` holds weights and graphs; tables come as their npz. Fingerprint and hashes are filled in.
+    `files` holds weights and graphs; tables come as their npz. Fingerprint and hashes
+    are filled in here.
 
     Raises:
         OutputError: the target exists, or cannot be written.
@@ -313,7 +314,7 @@ def _write_whole(target: Path, content: Mapping[str, bytes]) -> None:
 def tables_to_npz(tables: Tables) -> bytes:
     """Return the bytes of tables.npz."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **tables.to_arrays())
+    np.savez_compressed(buffer, allow_pickle=False, **tables.to_arrays())
     return buffer.getvalue()
 
 

@@ -4,14 +4,15 @@ LicError
 ├── ImageError           the input picture cannot be read
 ├── BitstreamError       the .lic data is corrupt, truncated or from an unknown version
 ├── ModelMismatchError   the bundle is missing, changed, or not the one the file asks for
-├── NumericsError        networks or latents gave numbers that cannot be coded or differ from the encoder's
+├── NumericsError        latents that cannot be coded, or symbols that differ from the encoder's
 ├── LimitError           a size limit was exceeded; nothing was allocated
 ├── OutputError          the result exists already or cannot be written
 ├── ConfigError          an option has a value that cannot work
 ├── ExportError          a graph could not be exported or failed its check
 └── TrainingError        a training run cannot start or go on
 
-A message says what was found, what was expected, and what to do. Exit codes belong to the command line.
+A message says what was found, what was expected, and what to do. Exit codes belong to the command
+line.
 """
 
 

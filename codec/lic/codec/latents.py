@@ -44,7 +44,7 @@ def walk(steps: Steps, state: State, coder: SymbolCoder) -> tuple[State, int]:
     for group in range(steps.groups):
         symbols, indexes = steps.propose(group, state)
         symbols = coder.code(symbols, indexes)
-        crc = zlib.crc32(np.ascontiguousarray(symbols, dtype="<i2"), crc)
+        crc = zlib.crc32(np.ascontiguousarray(symbols, dtype="<i2").data, crc)
         state = steps.accept(group, state, symbols)
     return state, crc
 
@@ -62,8 +62,8 @@ class FactorizedSteps:
 
     def propose(
         self,
-        group: int,
-        state: State,  # noqa: ARG002
+        group: int,  # noqa: ARG002
+        state: State,
     ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
         """Return symbols (M, h * w), or None, and indexes that broadcast to them."""
         if isinstance(state, tuple):

@@ -5,7 +5,7 @@ A bundle is found by a path, by family name and rate point, or by the fingerprin
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -71,15 +71,21 @@ def select(model: str | None = None, rate_point: int | None = None) -> Bundle:
         ModelMismatchError: there is no such bundle.
         ConfigError: the family has no such rate point.
     """
+    if rate_point is not None:
+        return family(model, [rate_point])[0]
+    bundles = family(model)
+    return bundles[len(bundles) // 2]
+
+
+def family(model: str | None = None, rate_points: Sequence[int] | None = None) -> list[Bundle]:
+    """Return a family's bundles by rate point, all of them or those named; errors as `select`."""
     name = model or DEFAULT_MODEL
-    family = _named(name)
-    rates = {b.manifest.rate_point: b for b in family}
-    if rate_point is None:
-        return rates[sorted(rates)[len(rates) // 2]]
-    if rate_point not in rates:
-        points = ", ".join(str(r) for r in sorted(rates))
-        raise ConfigError(f"{name} has no rate point {rate_point}; it has {points}")
-    return rates[rate_point]
+    rates = {b.manifest.rate_point: b for b in _named(name)}
+    for wanted in rate_points or ():
+        if wanted not in rates:
+            points = ", ".join(str(r) for r in sorted(rates))
+            raise ConfigError(f"{name} has no rate point {wanted}; it has {points}")
+    return [rates[r] for r in sorted(rate_points or rates)]
 
 
 def for_fingerprint(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from lic.codec.image_io import (
     encode_lossless,
 )
 from lic.codec.latents import walk
+from lic.codec.library import for_fingerprint, select
 from lic.codec.tiling import crop, pad_to_multiple
 
 # A lossless payload can beat the learned stream on tiny pictures and on drawings of few colours;
@@ -149,7 +151,10 @@ class Codec:
 
     def _decode(self, header: Header, tile: Tile, stages: Stages) -> NDArray[np.uint8]:
         stride = self.bundle.manifest.stride
-        height, width = header.height + -header.height % stride, header.width + -header.width % stride
+        height, width = (
+            header.height + -header.height % stride,
+            header.width + -header.width % stride,
+        )
         with stages.measure("entropy"):
             reader = Reader(self._tables, tile.streams)
             state, crc = walk(self.backend.steps, self.backend.blank(height, width), reader)
@@ -189,21 +194,39 @@ def compress_lossless(picture: Picture) -> Encoded:
     return _finish(picture, _lossless_header(picture), (payload,), 0, None, stages)
 
 
+def open_codec(model: str | None = None, rate_point: int | None = None, **options: Any) -> Codec:
+    """Return the codec of an installed model or a bundle's path.
+
+    Args:
+        model: family name or path; None is lic's embedded model.
+        rate_point: None takes the middle one.
+        **options: `backend`, `device` and `threads` of `Codec`.
+
+    Raises:
+        ModelMismatchError: no such bundle.
+        ConfigError: no such rate point, backend or device.
+    """
+    return Codec(select(model, rate_point), **options)
+
+
 def decompress(
-    data: bytes, find: Callable[[bytes, Model | None], Codec], *, limits: Limits | None = None
+    data: bytes,
+    *,
+    find: Callable[[bytes, Model | None], Codec] | None = None,
+    limits: Limits | None = None,
 ) -> Decoded:
     """Decode a whole .lic file.
 
     Args:
         data: the file.
         find: returns the codec for a fingerprint and the model's readable name; not called for
-            lossless files.
+            lossless files. None opens whichever installed model the file asks for.
         limits: sizes to refuse.
 
     Raises:
         BitstreamError: damaged or of an unknown version.
         LimitError: larger than `limits` allow.
-        ModelMismatchError: from `find`.
+        ModelMismatchError: no installed model has the file's fingerprint.
         NumericsError: this device gives other symbols than the encoder's.
     """
     stages = Stages()
@@ -224,8 +247,13 @@ def decompress(
             )
         decoded = _restore(file, pixels, stages)
     else:
-        decoded = find(file.header.fingerprint, file.model).decompress(file)
+        codec = (find or _installed)(file.header.fingerprint, file.model)
+        decoded = codec.decompress(file)
     return replace(decoded, stages={**stages.milliseconds, **decoded.stages})
+
+
+def _installed(fingerprint: bytes, hint: Model | None) -> Codec:
+    return Codec(for_fingerprint(fingerprint, hint))
 
 
 def _lossless_has_a_chance(pixels: NDArray[np.uint8]) -> bool:

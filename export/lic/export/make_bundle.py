@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
+
 from lic.codec.bundle import (
     DECODER,
     ENCODER,
@@ -19,9 +22,6 @@ from lic.codec.bundle import (
 from lic.codec.errors import ConfigError
 from lic.codec.models import FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
-from safetensors.torch import save
-from torch import Tensor
-
 from lic.export.onnx_export import OPSET, check_graph, export_graph, share_weights
 
 GRAPHS: dict[str, Any] = {
@@ -69,7 +69,9 @@ def make_bundle(
     """
     weights = _stored_weights(model, dtype)
     frozen = type(model)(model.config)
-    frozen.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    frozen.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    )
     frozen.eval()
     packed = save(weights)
     files = {WEIGHTS: packed, TABLES: tables_to_npz(frozen.entropy_bottleneck.tables())}

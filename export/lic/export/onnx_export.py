@@ -8,15 +8,18 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from lic.codec.bundle import WEIGHTS, safetensors_index
-from lic.codec.errors import ExportError
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
+
+from lic.codec.bundle import WEIGHTS, safetensors_index
+from lic.codec.errors import ExportError
 
 # The newest that torch's default exporter writes without conversion and ONNX Runtime 1.20 reads.
 OPSET = 20
@@ -37,7 +40,7 @@ def export_graph(
     # The encoder's input is a multiple of the stride; saying so keeps its shapes symbolic.
     stride = 16 if example.is_floating_point() else 1
     shapes = {2: stride * height, 3: stride * width} if stride > 1 else {2: height, 3: width}
-    with _quiet():
+    with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
@@ -104,9 +107,7 @@ def share_weights(graph: onnx.ModelProto, weights: bytes) -> onnx.ModelProto:
             pointer.external_data.add(key=key, value=str(value))
         initializers.append(pointer)
         if half:
-            casts.append(
-                helper.make_node("Cast", [name], [initializer.name], to=TensorProto.FLOAT)
-            )
+            casts.append(helper.make_node("Cast", [name], [initializer.name], to=TensorProto.FLOAT))
     nodes = [*casts, *shared.graph.node]
     del shared.graph.initializer[:], shared.graph.node[:]
     shared.graph.initializer.extend(initializers)
@@ -150,7 +151,7 @@ def check_graph(
         _compare(name, found, expected)
 
 
-def _compare(name: str, found: np.ndarray, expected: np.ndarray) -> None:  # type: ignore[type-arg]
+def _compare(name: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise ExportError(
             f"{name}: gives {found.dtype} {found.shape}, torch {expected.dtype} {expected.shape}"

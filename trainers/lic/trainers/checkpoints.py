@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from lic.codec.errors import TrainingError
+from lic.codec.models import FactorizedPrior
 
 NAME = "checkpoint.pt"
 
@@ -40,3 +42,18 @@ def load(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise TrainingError(f"{path}: cannot be read as a checkpoint ({error})") from None
     return state
+
+
+def load_model(path: Path) -> tuple[FactorizedPrior, dict[str, Any]]:
+    """Return a run's averaged model and its provenance for a bundle's manifest.
+
+    Raises:
+        TrainingError: no readable checkpoint.
+    """
+    state = load(path)
+    try:
+        model = FactorizedPrior.from_dict(state["model_config"])
+        model.load_state_dict(state["averaged"])
+    except (KeyError, RuntimeError) as error:
+        raise TrainingError(f"{path}: not a training checkpoint of lic ({error})") from None
+    return model.eval(), {**state["train_config"], "steps_done": state["step"]}

@@ -61,6 +61,17 @@ class RandomCrops:
         crops = np.stack([self._crop(rng) for _ in range(self.batch_size)])
         return torch.from_numpy(crops).permute(0, 3, 1, 2).float().div_(255)
 
+    def wider(self, *, crop: int, batch: int) -> "RandomCrops":
+        """Return batches of other sizes from the same photos, for statistics before training.
+
+        Where few photos are that large, the crop stays as it is.
+        """
+        other = RandomCrops(self._photos, crop=crop, batch=batch, seed=self.seed + 1)
+        usable = sum(other._load(path) is not None for path in self._photos[:64])
+        if usable < min(len(self._photos), 64) / 2:
+            return RandomCrops(self._photos, crop=self.crop, batch=batch, seed=self.seed + 1)
+        return other
+
     def _crop(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Draw photos until one is large enough and readable."""
         for _ in range(1000):

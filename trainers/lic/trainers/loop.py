@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lic.codec.errors import TrainingError
-from lic.codec.models import FactorizedPrior
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from lic.codec.errors import TrainingError
+from lic.codec.models import FactorizedPrior
 from lic.trainers import checkpoints
 from lic.trainers.config import TrainConfig
 from lic.trainers.data import RandomCrops

@@ -5,9 +5,10 @@ Shapes: N batch, H W pixels.
 
 from typing import NamedTuple
 
-from lic.codec.models import Output, bits
 from torch import Tensor
 from torch.nn import functional as F
+
+from lic.codec.models import Output, bits
 
 
 class Terms(NamedTuple):

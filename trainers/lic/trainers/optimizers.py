@@ -1,8 +1,8 @@
 """Optimisers for the transforms and for the entropy model."""
 
 import torch
-from lic.codec.models import FactorizedPrior
 
+from lic.codec.models import FactorizedPrior
 from lic.trainers.config import TrainConfig
 
 
@@ -20,7 +20,7 @@ def build_optimizers(
     main: torch.optim.Optimizer
     if config.optimizer == "soap":
         # Second order; on learned codecs up to 70 % fewer steps (arXiv 2601.20769).
-        from pytorch_optimizer import SOAP
+        from pytorch_optimizer.optimizer.soap import SOAP
 
         main = SOAP(transforms, lr=config.lr, weight_decay=0.0, precondition_frequency=10)
     else:

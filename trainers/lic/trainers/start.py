@@ -11,9 +11,12 @@ Shapes: B crops, C channels of a layer's input, K components kept, H W its heigh
 from typing import NamedTuple, cast
 
 import torch
+from torch import Tensor, nn
+
 from lic.codec.errors import ConfigError
 from lic.codec.models import FactorizedPrior
-from torch import Tensor, nn
+from lic.trainers.config import TrainConfig
+from lic.trainers.data import RandomCrops
 
 # Rows and columns of a 5x5 kernel (stride 2, padding 2) that see inputs 2o and 2o + 1.
 TAPS = slice(2, 4)
@@ -140,3 +143,17 @@ def fit_densities(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return float(loss.detach())
+
+
+def prepare(
+    model: FactorizedPrior, crops: RandomCrops, config: TrainConfig, *, fresh: bool
+) -> None:
+    """Give a model the start that the config asks for, or fit a warm one's densities.
+
+    A model that comes from another run keeps its transforms; only its entropy model is fitted.
+    """
+    wide = crops.wider(crop=256, batch=32).batch(0)
+    if fresh and config.start == "pca":
+        pca_start(model, wide, lmbda=config.lmbda)
+    if not fresh or config.start == "pca":
+        fit_densities(model, wide)

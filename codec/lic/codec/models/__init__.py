@@ -1,5 +1,6 @@
 """The networks, in torch. `MODELS` maps an architecture's name to its class."""
 
+from lic.codec.models.blocks import ACTIVATIONS
 from lic.codec.models.bmshj2018 import (
     FactorizedConfig,
     FactorizedPrior,
@@ -10,4 +11,12 @@ from lic.codec.models.bmshj2018 import (
 
 MODELS: dict[str, type[FactorizedPrior]] = {FactorizedPrior.name: FactorizedPrior}
 
-__all__ = ["MODELS", "FactorizedConfig", "FactorizedPrior", "Output", "bits", "factorized_config"]
+__all__ = [
+    "ACTIVATIONS",
+    "MODELS",
+    "FactorizedConfig",
+    "FactorizedPrior",
+    "Output",
+    "bits",
+    "factorized_config",
+]

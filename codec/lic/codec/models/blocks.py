@@ -35,12 +35,12 @@ def deconv(
 
 class _LowerBoundFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bound: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, x: Tensor, bound: Tensor) -> Tensor:
         ctx.save_for_backward(x, bound)
         return torch.maximum(x, bound)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: D102
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         x, bound = ctx.saved_tensors
         (grad,) = grads
         return grad * ((x >= bound) | (grad < 0)), None
@@ -60,7 +60,7 @@ class LowerBound(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return max(x, bound), same shape as x."""
-        if torch.jit.is_tracing() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return torch.maximum(x, self.bound)
         return _lower_bound(x, self.bound)
 
@@ -85,7 +85,8 @@ class NonNegativeParametrizer(nn.Module):
 
     def forward(self, stored: Tensor) -> Tensor:
         """Return the value of the stored form."""
-        return self.lower_bound(stored) ** 2 - self.pedestal
+        value: Tensor = self.lower_bound(stored) ** 2 - self.pedestal
+        return value
 
 
 class GDN(nn.Module):

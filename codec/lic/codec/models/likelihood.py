@@ -3,6 +3,7 @@
 Shapes: N batch, M latent channels, h w latent rows and columns, n = N * h * w, L table length.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -27,6 +28,7 @@ class EntropyBottleneck(nn.Module):
     """
 
     quantiles: nn.Parameter
+    target: Tensor
 
     def __init__(
         self,
@@ -43,7 +45,7 @@ class EntropyBottleneck(nn.Module):
         self.matrices = nn.ParameterList()
         self.biases = nn.ParameterList()
         self.factors = nn.ParameterList()
-        for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             start = math.log(math.expm1(1 / scale / fan_out))
             self.matrices.append(nn.Parameter(torch.full((channels, fan_out, fan_in), start)))
             self.biases.append(nn.Parameter(torch.empty(channels, fan_out, 1).uniform_(-0.5, 0.5)))
@@ -73,13 +75,20 @@ class EntropyBottleneck(nn.Module):
             for bias in self.biases:
                 bias.uniform_(-0.1, 0.1)
 
-    def logits_cumulative(self, values: Tensor) -> Tensor:
-        """Return the logit of the cumulative density, (M, 1, n), at values (M, 1, n)."""
+    def logits_cumulative(self, values: Tensor, *, frozen: bool = False) -> Tensor:
+        """Return the logit of the cumulative density, (M, 1, n), at values (M, 1, n).
+
+        With `frozen`, gradients reach the values only.
+        """
+
+        def ready(parameter: Tensor) -> Tensor:
+            return (parameter.detach() if frozen else parameter).to(values.dtype)
+
         logits = values
         for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
-            logits = F.softplus(matrix).to(values.dtype) @ logits + bias.to(values.dtype)
+            logits = F.softplus(ready(matrix)) @ logits + ready(bias)
             if i < len(self.factors):
-                logits = logits + torch.tanh(self.factors[i].to(values.dtype)) * torch.tanh(logits)
+                logits = logits + torch.tanh(ready(self.factors[i])) * torch.tanh(logits)
         return logits
 
     def interval_probability(self, values: Tensor) -> Tensor:
@@ -118,10 +127,8 @@ class EntropyBottleneck(nn.Module):
     def aux_loss(self) -> Tensor:
         """Return the distance of the quantiles from the tails' true positions (scalar)."""
         # Only the quantiles learn from it: the densities must not move to suit them.
-        with torch.no_grad():
-            target = self.target
-        logits = _Frozen(self).logits_cumulative(self.quantiles)
-        return torch.abs(logits - target).sum()
+        logits = self.logits_cumulative(self.quantiles, frozen=True)
+        return torch.abs(logits - self.target).sum()
 
     @torch.no_grad()
     def solve_quantiles(self, iterations: int = 64) -> None:
@@ -130,8 +137,7 @@ class EntropyBottleneck(nn.Module):
         Raises:
             NumericsError: a channel's density has no finite tail.
         """
-        targets = torch.as_tensor(self.target, dtype=torch.float64)
-        targets = targets.reshape(1, 1, 3).expand(self.channels, 1, 3)
+        targets = self.target.double().reshape(1, 1, 3).expand(self.channels, 1, 3)
         low = torch.full_like(targets, -(2.0**20))
         high = torch.full_like(targets, 2.0**20)
         inside = (self.logits_cumulative(low) < targets) & (self.logits_cumulative(high) > targets)
@@ -167,14 +173,3 @@ class EntropyBottleneck(nn.Module):
     def tables(self) -> Tables:
         """Return the integer tables that a bundle freezes."""
         return build_tables(*self.pmfs())
-
-
-class _Frozen:
-    """The same densities with constant parameters."""
-
-    def __init__(self, bottleneck: EntropyBottleneck) -> None:
-        self.matrices = [p.detach() for p in bottleneck.matrices]
-        self.biases = [p.detach() for p in bottleneck.biases]
-        self.factors = [p.detach() for p in bottleneck.factors]
-
-    logits_cumulative = EntropyBottleneck.logits_cumulative

@@ -1,0 +1,53 @@
+# Everything starts from a clean checkout: each target makes the environment it needs.
+# Python 3.11 or newer; a C compiler makes the entropy coder fast but is not needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
+
+.PHONY: demo test lint types check oracle eval benchmark-entropy soak clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/lic demo samples/kodim23.png
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check: lint types test
+
+# CompressAI replaces torch and pins numpy, so it gets an environment of its own.
+oracle:
+	tests/oracle/run.sh
+
+# make eval KODAK=/path/to/kodak: the README's tables.
+eval: $(VENV)/.dev
+	$(BIN)/lic eval $(KODAK) --threads 1 -o runs/eval.json
+
+benchmark-entropy: $(VENV)/.runtime
+	$(BIN)/python -m lic.codec.benchmark.entropy
+
+# A million damaged streams; minutes, so not part of the tests.
+soak: $(VENV)/.dev
+	$(BIN)/python tests/hostile/soak.py
+
+clean:
+	rm -rf $(VENV) .oracle demo build dist runs
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.dev: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/.runtime

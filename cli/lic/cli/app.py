@@ -1,0 +1,67 @@
+"""lic: the command line's entry point."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lic.cli import compress, decompress, evaluate, info, models, train
+from lic.cli.console import Exit, Output, exit_code
+
+app = typer.Typer(
+    name="lic",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learned image codecs: compress, decompress, train, export.",
+    epilog="Exit codes: 0 ok, 1 unexpected, 2 usage, 3 cannot read input, 4 corrupt or truncated, "
+    "5 model missing or mismatch, 6 limit exceeded, 7 output exists or cannot be written, 8 batch "
+    "finished with failures, 9 training or export failed, 130 interrupted.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"lic {version('lic')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(compress.compress)
+app.command()(decompress.decompress)
+app.command()(info.info)
+app.command()(info.verify)
+app.add_typer(models.app, name="models")
+app.add_typer(train.app, name="train")
+app.command("eval")(evaluate.evaluate)
+app.command()(evaluate.demo)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command line and return its exit code; every failure becomes a message."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments, prog_name="lic")
+    except SystemExit as finished:
+        return finished.code if isinstance(finished.code, int) else int(Exit.UNEXPECTED)
+    except (Exception, KeyboardInterrupt) as error:
+        verbosity = sum(a.count("v") for a in arguments if a in ("-v", "-vv", "-vvv"))
+        Output(verbosity + arguments.count("--verbose")).error(error)
+        return int(exit_code(error))
+    return int(Exit.OK)
+
+
+def main() -> None:
+    """Entry point of the `lic` command."""
+    sys.exit(run())

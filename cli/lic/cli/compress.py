@@ -1,0 +1,136 @@
+"""lic compress: pictures -> .lic files."""
+
+import io
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lic.cli import batch, options
+from lic.cli.console import Output
+
+if TYPE_CHECKING:
+    from lic.codec.image_io import Picture
+    from lic.codec.pipeline import Encoded
+
+SUFFIX = ".lic"
+
+
+def compress(
+    inputs: options.Inputs,
+    output: options.OutputPath = None,
+    model: options.ModelName = None,
+    rate: options.RatePoint = None,
+    backend: options.BackendOption = "auto",
+    device: options.Device = "cpu",
+    threads: options.Threads = 0,
+    lossless: Annotated[bool, typer.Option("--lossless", help="Keep every pixel.")] = False,
+    metadata: Annotated[
+        str, typer.Option(help="all, none, or a list of exif,icc,xmp to keep.")
+    ] = "all",
+    force: options.Force = False,
+    skip_existing: options.SkipExisting = False,
+    jobs: options.Jobs = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print bpp and PSNR, write nothing.")
+    ] = False,
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    as_json: options.AsJson = False,
+    verbose: options.Verbose = 0,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compress pictures to .lic files with a learned codec.
+
+    One file: lic compress photo.png (writes photo.lic). A folder: lic compress DIR -o OUT.
+    """
+    from lic.codec.image_io import READABLE, apply_metadata_policy, read_picture
+
+    out = Output(-1 if quiet else verbose, as_json)
+    plan = batch.plan(inputs, output, accept=frozenset(READABLE), suffix=SUFFIX)
+    keep: Any = metadata if metadata in ("all", "none") else metadata.split(",")
+    encode = _encoder(model, rate, lossless, backend=backend, device=device, threads=threads)
+
+    def work(job: batch.Job) -> batch.Done:
+        start = time.perf_counter()
+        data = batch.read_input(job)
+        picture = apply_metadata_policy(read_picture(io.BytesIO(data), max_pixels=max_pixels), keep)
+        read_ms = (time.perf_counter() - start) * 1000
+        encoded = encode(picture)
+        values = _values(job, len(data), encoded, {"read": read_ms, **encoded.stages})
+        if dry_run:
+            values["psnr"] = _psnr(picture, encoded, backend, device, threads, model)
+        return batch.Done(data=encoded.data, values=values, text=_text(values), notes=encoded.notes)
+
+    code = batch.run(
+        plan,
+        work,
+        out,
+        force=force,
+        skip_existing=skip_existing,
+        workers=jobs,
+        write=not dry_run,
+    )
+    raise typer.Exit(int(code))
+
+
+def _encoder(
+    model: str | None, rate: int | None, lossless: bool, **engine: Any
+) -> Callable[["Picture"], "Encoded"]:
+    """Return the function that codes a picture; the model is loaded now, so that it fails now."""
+    from lic.codec.pipeline import compress_lossless, open_codec
+
+    if lossless:
+        return compress_lossless
+    codec = open_codec(model, rate, **engine)
+
+    def encode(picture: "Picture") -> "Encoded":
+        return codec.compress(picture, lossless=None)
+
+    return encode
+
+
+def _psnr(
+    picture: "Picture",
+    encoded: "Encoded",
+    backend: str,
+    device: str,
+    threads: int,
+    model: str | None,
+) -> float | None:
+    """Return the PSNR of what a decoder gives; None stands for infinity, which JSON lacks."""
+    from lic.cli.decompress import decoder
+    from lic.codec.metrics import psnr
+
+    decode = decoder(model, backend=backend, device=device, threads=threads, max_pixels=0)
+    value = psnr(picture.pixels, decode(encoded.data).picture.pixels)
+    return None if value == float("inf") else round(value, 4)
+
+
+def _values(
+    job: batch.Job, input_bytes: int, encoded: "Encoded", stages: dict[str, float]
+) -> dict[str, Any]:
+    header = encoded.header
+    size = len(encoded.data)
+    return {
+        "input": job.name,
+        "output": str(job.target) if job.target else "stdout",
+        "width": header.width,
+        "height": header.height,
+        "input_bytes": input_bytes,
+        "bytes": size,
+        "bpp": round(size * 8 / (header.width * header.height), 6),
+        "rate_point": header.rate_point,
+        "coder": header.coder.name.lower(),
+        "fingerprint": header.fingerprint.hex(),
+        "milliseconds": {k: round(v, 3) for k, v in stages.items()},
+    }
+
+
+def _text(values: dict[str, Any]) -> str:
+    psnr = f", {values['psnr'] or float('inf'):.2f} dB" if "psnr" in values else ""
+    return (
+        f"{values['input']} -> {values['output']}: {values['width']}x{values['height']}, "
+        f"{values['bytes']:,} bytes, {values['bpp']:.3f} bpp{psnr}, "
+        f"{sum(values['milliseconds'].values()):.0f} ms"
+    )

@@ -1,0 +1,88 @@
+"""lic decompress: .lic files -> pictures."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lic.cli import batch, options
+from lic.cli.console import Output
+
+if TYPE_CHECKING:
+    from lic.codec.pipeline import Codec, Decoded
+
+
+def decompress(
+    inputs: options.Inputs,
+    output: options.OutputPath = None,
+    format: Annotated[
+        str | None, typer.Option(help="Suffix of results: png, jpg, webp, tiff, ... Default: png.")
+    ] = None,
+    keep_orientation: Annotated[
+        bool,
+        typer.Option("--keep-orientation", help="Write the EXIF tag instead of turning pixels."),
+    ] = False,
+    model: options.ModelName = None,
+    backend: options.BackendOption = "auto",
+    device: options.Device = "cpu",
+    threads: options.Threads = 0,
+    force: options.Force = False,
+    skip_existing: options.SkipExisting = False,
+    jobs: options.Jobs = 1,
+    max_pixels: options.MaxPixels = options.MAX_PIXELS,
+    as_json: options.AsJson = False,
+    verbose: options.Verbose = 0,
+    quiet: options.Quiet = False,
+) -> None:
+    """Decompress .lic files to pictures; the file says which model it needs."""
+    from lic.codec.image_io import encode_picture
+
+    out = Output(-1 if quiet else verbose, as_json)
+    suffix = "." + (format or "png").lower().removeprefix(".")
+    plan = batch.plan(inputs, output, accept=frozenset({".lic"}), suffix=suffix)
+    decode = decoder(model, backend=backend, device=device, threads=threads, max_pixels=max_pixels)
+
+    def work(job: batch.Job) -> batch.Done:
+        decoded = decode(batch.read_input(job))
+        kind = format or (job.target.suffix if job.target and job.target.suffix else suffix)
+        data, notes = encode_picture(decoded.picture, kind, bake_orientation=not keep_orientation)
+        values = _values(job, len(data), decoded)
+        text = (
+            f"{values['input']} -> {values['output']}: {values['width']}x{values['height']}, "
+            f"{sum(values['milliseconds'].values()):.0f} ms"
+        )
+        return batch.Done(data=data, values=values, text=text, notes=(*decoded.notes, *notes))
+
+    code = batch.run(plan, work, out, force=force, skip_existing=skip_existing, workers=jobs)
+    raise typer.Exit(int(code))
+
+
+def decoder(model: str | None, *, max_pixels: int, **engine: Any) -> Callable[[bytes], "Decoded"]:
+    """Return the function that decodes a file's bytes; it opens each model once."""
+    from lic.codec.container import Limits, Model
+    from lic.codec.library import for_fingerprint
+    from lic.codec.pipeline import Codec, decompress
+
+    @lru_cache(maxsize=4)
+    def find(fingerprint: bytes, hint: Model | None) -> "Codec":
+        return Codec(for_fingerprint(fingerprint, hint, model=model), **engine)
+
+    limits = Limits(max_pixels=max_pixels)
+
+    def decode(data: bytes) -> "Decoded":
+        return decompress(data, find=find, limits=limits)
+
+    return decode
+
+
+def _values(job: batch.Job, size: int, decoded: "Decoded") -> dict[str, Any]:
+    picture = decoded.picture
+    return {
+        "input": job.name,
+        "output": str(job.target) if job.target else "stdout",
+        "width": picture.width,
+        "height": picture.height,
+        "bytes": size,
+        "milliseconds": {k: round(v, 3) for k, v in decoded.stages.items()},
+    }
