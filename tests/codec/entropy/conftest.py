@@ -1,14 +1,15 @@
 import os
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lic.codec.entropy import Tables, build_tables, rans
+from lic.codec.entropy import KernelName, Tables, build_tables, rans
 
 
 @pytest.fixture
-def c_kernel():
+def c_kernel() -> Any:
     """The compiled module. Where it could be built, its absence is a failure, not a skip."""
     if rans._c is not None:
         return rans._c
@@ -22,10 +23,11 @@ def c_kernel():
 
 
 @pytest.fixture(params=["c", "python"])
-def kernel(request):
+def kernel(request: pytest.FixtureRequest) -> KernelName:
     if request.param == "c":
         request.getfixturevalue("c_kernel")
-    return request.param
+    name: KernelName = request.param
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ import shutil
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,21 +14,27 @@ SOURCE = ROOT / "codec/lic/codec/entropy/_rans.c"
 
 
 @pytest.fixture(scope="module")
-def hook():
+def hook() -> Any:
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_without_a_compiler_there_is_one_line_and_no_module(hook, tmp_path, monkeypatch):
+def test_without_a_compiler_there_is_one_line_and_no_module(
+    hook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CC", "/nowhere/cc")
     problem = hook.compile_kernel(SOURCE, tmp_path / "_rans.so")
     assert problem == "no C compiler was found"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_compiler_that_fails_is_named(hook, tmp_path, monkeypatch):
+def test_a_compiler_that_fails_is_named(
+    hook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     false = shutil.which("false")
     if not false:
         pytest.skip("no command that fails")
@@ -37,7 +44,9 @@ def test_a_compiler_that_fails_is_named(hook, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the flags are those of gcc and clang")
-def test_the_kernel_compiles_without_a_warning(hook, tmp_path, monkeypatch):
+def test_the_kernel_compiles_without_a_warning(
+    hook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiler = next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if not compiler or not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         pytest.skip("no C compiler, or no Python headers")
@@ -47,18 +56,21 @@ def test_the_kernel_compiles_without_a_warning(hook, tmp_path, monkeypatch):
     assert module.stat().st_size > 0
 
 
-def test_the_hook_marks_the_wheel_only_when_there_is_a_module(hook, tmp_path, monkeypatch):
+def test_the_hook_marks_the_wheel_only_when_there_is_a_module(
+    hook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class App:
-        def __init__(self):
-            self.lines = []
+        def __init__(self) -> None:
+            self.lines: list[str] = []
 
-        def display_warning(self, line):
+        def display_warning(self, line: str) -> None:
             self.lines.append(line)
 
     folder = tmp_path / hook.FOLDER
     folder.mkdir(parents=True)
     (folder / "_rans.c").write_text("int main(void) { return 0; }\n")
-    build_data, app = {"artifacts": [], "pure_python": True}, App()
+    build_data: dict[str, Any] = {"artifacts": [], "pure_python": True}
+    app = App()
     made = hook.KernelBuildHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel", app)
     monkeypatch.setenv("CC", "/nowhere/cc")
     made.initialize("standard", build_data)

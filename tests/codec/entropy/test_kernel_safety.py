@@ -1,5 +1,7 @@
 """The kernel called directly, as no one should: it refuses or survives whatever it is given."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,8 @@ LENGTH = np.array([4, 3], np.uint16)
 OFFSET = np.array([-1, 30], np.int32)
 
 
-def call(module, name, **changes):
-    arguments = {
+def call(module: Any, name: str, **changes: Any) -> Any:
+    arguments: dict[str, Any] = {
         "tables": module.prepare(CDF, LENGTH, OFFSET),
         "state": np.array([65536] * 4 + [8 if name == "encode" else 0, 0, 0], np.uint64),
         "words": np.zeros(64, np.uint8),
@@ -25,7 +27,7 @@ def call(module, name, **changes):
 
 
 @pytest.mark.parametrize("name", ["encode", "decode"])
-def test_the_plain_call_works(c_kernel, name):
+def test_the_plain_call_works(c_kernel: Any, name: str) -> None:
     assert call(c_kernel, name) == 0
 
 
@@ -50,12 +52,14 @@ def test_the_plain_call_works(c_kernel, name):
         {"symbols": np.zeros(9, np.int16)},
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(c_kernel, name, changes):
+def test_arguments_that_do_not_fit_are_refused(
+    c_kernel: Any, name: str, changes: dict[str, Any]
+) -> None:
     with pytest.raises(ValueError):
         call(c_kernel, name, **changes)
 
 
-def test_an_encoder_without_room_writes_nothing(c_kernel):
+def test_an_encoder_without_room_writes_nothing(c_kernel: Any) -> None:
     for state in ([8, 17, 64], [8, 64, 23], [7, 64, 64]):
         words, escapes = np.zeros(64, np.uint8), np.zeros(64, np.uint8)
         with pytest.raises(ValueError, match="too small"):
@@ -70,7 +74,7 @@ def test_an_encoder_without_room_writes_nothing(c_kernel):
         assert not escapes.any()
 
 
-def test_read_only_output_is_refused(c_kernel):
+def test_read_only_output_is_refused(c_kernel: Any) -> None:
     symbols = np.zeros(8, np.int16)
     symbols.flags.writeable = False
     with pytest.raises((BufferError, TypeError, ValueError)):
@@ -92,18 +96,20 @@ def test_read_only_output_is_refused(c_kernel):
         (np.zeros((2, 0), np.uint16), LENGTH, OFFSET),
     ],
 )
-def test_tables_that_cannot_be_coded_with_are_refused(c_kernel, cdf, length, offset):
+def test_tables_that_cannot_be_coded_with_are_refused(
+    c_kernel: Any, cdf: Any, length: Any, offset: Any
+) -> None:
     with pytest.raises(ValueError):
         c_kernel.prepare(cdf, length, offset)
 
 
-def test_no_tables_have_no_index(c_kernel):
+def test_no_tables_have_no_index(c_kernel: Any) -> None:
     none = c_kernel.prepare(np.zeros(0, np.uint16), np.zeros(0, np.uint16), np.zeros(0, np.int32))
     with pytest.raises(ValueError, match="no table"):
         call(c_kernel, "decode", tables=none)
 
 
-def test_any_state_and_any_bytes_are_survived(c_kernel):
+def test_any_state_and_any_bytes_are_survived(c_kernel: Any) -> None:
     rng = np.random.default_rng(0)
     tables = c_kernel.prepare(CDF, LENGTH, OFFSET)
     for _ in range(3000):

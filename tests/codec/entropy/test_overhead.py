@@ -1,13 +1,16 @@
 import json
+from collections.abc import Callable
 
 import pytest
 
-from lic.codec.benchmark.entropy import factorized, gaussian, main
+from lic.codec.benchmark.entropy import Workload, factorized, gaussian, main
 from lic.codec.entropy import Writer
 
 
 @pytest.mark.parametrize("workload", [factorized, gaussian])
-def test_at_most_15_hundredths_of_a_percent_over_the_ideal(workload):
+def test_at_most_15_hundredths_of_a_percent_over_the_ideal(
+    workload: Callable[[int], Workload],
+) -> None:
     work = workload(300_000)
     writer = Writer(work.tables)
     writer.code(work.symbols, work.indexes)
@@ -15,7 +18,7 @@ def test_at_most_15_hundredths_of_a_percent_over_the_ideal(workload):
     assert 0 <= bits / work.ideal_bits - 1 <= 0.0015
 
 
-def test_the_benchmark_has_a_row_for_every_coder(capsys):
+def test_the_benchmark_has_a_row_for_every_coder(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--symbols", "960", "--repeat", "1", "--json"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     coders = {"lic c", "lic python", "constriction", "compressai"}
@@ -26,6 +29,6 @@ def test_the_benchmark_has_a_row_for_every_coder(capsys):
         assert row["note"] or row["decode_msymbols"] > 0
 
 
-def test_the_benchmark_prints_a_table(capsys):
+def test_the_benchmark_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--symbols", "192", "--repeat", "1"])
     assert "overhead" in capsys.readouterr().out

@@ -2,16 +2,20 @@
 is left to the container's checksums; nothing may crash, hang or read beyond its data."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from lic.codec.benchmark.entropy import gaussian
-from lic.codec.entropy import Reader, Tables, Writer
+from lic.codec.benchmark.entropy import Workload, gaussian
+from lic.codec.entropy import KernelName, Reader, Tables, Writer
 from lic.codec.errors import BitstreamError
 
 
-def stream_of(symbols, with_escapes):
+def stream_of(
+    symbols: int, with_escapes: bool
+) -> tuple[Workload, NDArray[np.int16], tuple[bytes, ...]]:
     work = gaussian(symbols)
     values = work.symbols.copy()
     if with_escapes:
@@ -21,7 +25,9 @@ def stream_of(symbols, with_escapes):
     return work, values, writer.finish()
 
 
-def survives(work, streams, kernel=None):
+def survives(
+    work: Workload, streams: tuple[bytes, ...], kernel: KernelName | None = None
+) -> NDArray[np.int16] | None:
     """Return the symbols if the coder finds nothing wrong, else None."""
     try:
         reader = Reader(work.tables, streams, kernel=kernel)
@@ -32,7 +38,7 @@ def survives(work, streams, kernel=None):
     return symbols
 
 
-def corrupted(rng, data):
+def corrupted(rng: np.random.Generator, data: bytes) -> bytes:
     damaged = bytearray(data)
     at, other = (int(n) for n in rng.integers(len(data), size=2))
     match int(rng.integers(6)):
@@ -52,7 +58,7 @@ def corrupted(rng, data):
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_truncation_at_every_byte_is_found(kernel, which):
+def test_truncation_at_every_byte_is_found(kernel: KernelName, which: int) -> None:
     work, _, streams = stream_of(400, with_escapes=True)
     for size in range(len(streams[which])):
         damaged = list(streams)
@@ -60,14 +66,14 @@ def test_truncation_at_every_byte_is_found(kernel, which):
         assert survives(work, tuple(damaged), kernel) is None, size
 
 
-def test_appended_bytes_are_found(kernel):
+def test_appended_bytes_are_found(kernel: KernelName) -> None:
     work, _, streams = stream_of(400, with_escapes=True)
     for tail in (b"\0", b"\0\0", bytes(64)):
         assert survives(work, (streams[0] + tail, streams[1]), kernel) is None
         assert survives(work, (streams[0], streams[1] + tail), kernel) is None
 
 
-def test_missing_and_surplus_streams_are_found(kernel):
+def test_missing_and_surplus_streams_are_found(kernel: KernelName) -> None:
     work, _, streams = stream_of(400, with_escapes=True)
     for damaged in ((), streams[:1], (streams[0], b""), (*streams, b"x"), (b"", streams[1])):
         assert survives(work, damaged, kernel) is None
@@ -76,7 +82,7 @@ def test_missing_and_surplus_streams_are_found(kernel):
 
 
 @pytest.mark.usefixtures("c_kernel")
-def test_of_all_single_bit_flips_at_most_one_in_a_thousand_passes():
+def test_of_all_single_bit_flips_at_most_one_in_a_thousand_passes() -> None:
     work, values, (stream,) = stream_of(2000, with_escapes=False)
     passed = 0
     for bit in range(8 * len(stream)):
@@ -90,7 +96,7 @@ def test_of_all_single_bit_flips_at_most_one_in_a_thousand_passes():
 
 
 @pytest.mark.usefixtures("c_kernel")
-def test_of_20000_corruptions_the_checksum_of_the_symbols_lets_none_pass():
+def test_of_20000_corruptions_the_checksum_of_the_symbols_lets_none_pass() -> None:
     work, values, streams = stream_of(300, with_escapes=True)
     rng = np.random.default_rng(0)
     tried = passed = 0
@@ -110,13 +116,13 @@ def test_of_20000_corruptions_the_checksum_of_the_symbols_lets_none_pass():
 
 
 @pytest.mark.usefixtures("c_kernel")
-def test_kernel_and_oracle_judge_the_same():
+def test_kernel_and_oracle_judge_the_same() -> None:
     work, _, streams = stream_of(150, with_escapes=True)
     rng = np.random.default_rng(1)
     for turn in range(600):
         damaged = list(streams)
         damaged[turn % 2] = corrupted(rng, damaged[turn % 2])
-        outcomes = {"c": [], "python": []}
+        outcomes: dict[KernelName, list[Any]] = {"c": [], "python": []}
         for kernel, outcome in outcomes.items():
             try:
                 reader = Reader(work.tables, tuple(damaged), kernel=kernel)
@@ -136,7 +142,7 @@ ESCAPES_ONLY = Tables(
     ("escape", "symbol"),
     [("00", 0), ("01", -1), ("7f", -64), ("8001", 64), ("feff03", 32767), ("ffff03", -32768)],
 )
-def test_an_escape_has_one_spelling(kernel, escape, symbol):
+def test_an_escape_has_one_spelling(kernel: KernelName, escape: str, symbol: int) -> None:
     lanes = b"\0\0\1\0" * 4
     reader = Reader(ESCAPES_ONLY, (lanes, bytes.fromhex(escape)), kernel=kernel)
     assert reader.code(None, np.zeros(1, np.uint16)).tolist() == [symbol]
@@ -144,20 +150,22 @@ def test_an_escape_has_one_spelling(kernel, escape, symbol):
 
 
 @pytest.mark.parametrize("escape", ["8000", "808000", "808004", "818004", "ffff7f", "ffffff"])
-def test_other_spellings_and_values_beyond_int16_are_refused(kernel, escape):
+def test_other_spellings_and_values_beyond_int16_are_refused(
+    kernel: KernelName, escape: str
+) -> None:
     lanes = b"\0\0\1\0" * 4
     reader = Reader(ESCAPES_ONLY, (lanes, bytes.fromhex(escape)), kernel=kernel)
     with pytest.raises(BitstreamError, match="no encoder writes"):
         reader.code(None, np.zeros(1, np.uint16))
 
 
-def test_a_state_below_the_lower_bound_is_refused(kernel):
+def test_a_state_below_the_lower_bound_is_refused(kernel: KernelName) -> None:
     lanes = b"\xff\xff\0\0" + b"\0\0\1\0" * 3
     with pytest.raises(BitstreamError, match="below"):
         Reader(ESCAPES_ONLY, (lanes, b"\0"), kernel=kernel)
 
 
-def test_a_failed_reader_stays_failed(kernel):
+def test_a_failed_reader_stays_failed(kernel: KernelName) -> None:
     work, _, (stream,) = stream_of(400, with_escapes=False)
     reader = Reader(work.tables, (stream[:20],), kernel=kernel)
     for _ in range(2):
@@ -167,7 +175,7 @@ def test_a_failed_reader_stays_failed(kernel):
         reader.finish()
 
 
-def test_symbols_left_unread_are_found(kernel):
+def test_symbols_left_unread_are_found(kernel: KernelName) -> None:
     work, _, (stream,) = stream_of(400, with_escapes=False)
     reader = Reader(work.tables, (stream,), kernel=kernel)
     reader.code(None, work.indexes[:200])

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from lic.codec.entropy import Reader, Tables, Writer
+from lic.codec.entropy import KernelName, Reader, Tables, Writer
 
 TABLES = Tables(
     quantized_cdf=np.array([[0, 8192, 12288, 16000, 16384], [0, 16000, 16384, 0, 0]]),
     cdf_length=np.array([5, 3]),
     offset=np.array([-1, 5]),
 )
-GOLDEN = {
+GOLDEN: dict[str, tuple[list[int], list[int], list[str]]] = {
     "one symbol": ([0], [0], ["00200400000001000000010000000100"]),
     "worked example": (
         [6, 1, -1, 0, 6, 0, 0, 0, 4, 0, 0, 0, 6],
@@ -31,7 +31,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_bytes_are_frozen(kernel, name):
+def test_bytes_are_frozen(kernel: KernelName, name: str) -> None:
     symbols, indexes, expected = GOLDEN[name]
     writer = Writer(TABLES, kernel=kernel)
     writer.code(np.array(symbols), np.array(indexes))

@@ -1,10 +1,12 @@
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from lic.codec.entropy import PRECISION, Tables, build_tables, pmf_to_quantized_cdf
 from lic.codec.errors import ConfigError, ModelMismatchError
@@ -12,8 +14,8 @@ from lic.codec.errors import ConfigError, ModelMismatchError
 TOTAL = 1 << PRECISION
 
 
-def tables(**changes):
-    arrays = {
+def tables(**changes: Any) -> Tables:
+    arrays: dict[str, Any] = {
         "quantized_cdf": np.array([[0, 9000, 16000, 16384], [0, 5, 16384, 0]]),
         "cdf_length": np.array([4, 3]),
         "offset": np.array([-1, 30]),
@@ -21,7 +23,7 @@ def tables(**changes):
     return Tables(**(arrays | changes))
 
 
-def test_arrays_are_read_only_copies_in_the_stated_dtypes():
+def test_arrays_are_read_only_copies_in_the_stated_dtypes() -> None:
     source = np.array([[0, 9000, 16000, 16384], [0, 5, 16384, 0]])
     made = tables(quantized_cdf=source)
     source[0, 1] = 7
@@ -51,7 +53,9 @@ def test_arrays_are_read_only_copies_in_the_stated_dtypes():
         ({"quantized_cdf": np.zeros((2, 0), np.uint16)}, "table 0 is longer"),
     ],
 )
-def test_a_table_that_cannot_be_coded_with_is_refused_by_number(changes, message):
+def test_a_table_that_cannot_be_coded_with_is_refused_by_number(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ModelMismatchError, match=message):
         tables(**changes)
 
@@ -75,12 +79,12 @@ def test_a_table_that_cannot_be_coded_with_is_refused_by_number(changes, message
         },
     ],
 )
-def test_arrays_that_do_not_fit_together_are_refused(changes):
+def test_arrays_that_do_not_fit_together_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         tables(**changes)
 
 
-def test_a_table_may_have_255_symbols_and_no_more():
+def test_a_table_may_have_255_symbols_and_no_more() -> None:
     cdf = np.append(np.arange(256), 16384)[None, :]
     assert len(Tables(quantized_cdf=cdf, cdf_length=np.array([257]), offset=np.array([0]))) == 1
     cdf = np.append(np.arange(257), 16384)[None, :]
@@ -88,29 +92,29 @@ def test_a_table_may_have_255_symbols_and_no_more():
         Tables(quantized_cdf=cdf, cdf_length=np.array([258]), offset=np.array([0]))
 
 
-def test_npz_round_trip_without_pickle(mixed_tables):
+def test_npz_round_trip_without_pickle(mixed_tables: Tables) -> None:
     file = io.BytesIO()
-    np.savez(file, **mixed_tables.to_arrays())
+    np.savez(file, allow_pickle=False, **mixed_tables.to_arrays())
     file.seek(0)
     with np.load(file, allow_pickle=False) as arrays:
         assert Tables.from_arrays(arrays).digest() == mixed_tables.digest()
 
 
-def test_a_missing_array_is_named():
+def test_a_missing_array_is_named() -> None:
     arrays = tables().to_arrays()
     del arrays["offset"]
     with pytest.raises(ModelMismatchError, match="offset"):
         Tables.from_arrays(arrays)
 
 
-def test_digest_is_frozen():
+def test_digest_is_frozen() -> None:
     assert (
         tables().digest().hex()
         == "637023ac95352e024f1a69e65c00288911b2e59a2c53b1a63cffacb3b36cce71"
     )
 
 
-def test_digest_sees_every_number_but_no_padding():
+def test_digest_sees_every_number_but_no_padding() -> None:
     base = tables().digest()
     padded = np.array([[0, 9000, 16000, 16384, 0], [0, 5, 16384, 0, 0]])
     assert tables(quantized_cdf=padded).digest() == base
@@ -123,7 +127,7 @@ masses = st.lists(st.floats(0, 1), min_size=1, max_size=256).filter(any).map(np.
 
 
 @given(masses, st.sampled_from([8, 14, 16]))
-def test_every_cdf_is_complete(pmf, precision):
+def test_every_cdf_is_complete(pmf: NDArray[np.float64], precision: int) -> None:
     cdf = pmf_to_quantized_cdf(pmf, precision)
     assert len(cdf) == len(pmf) + 1
     assert cdf[0] == 0
@@ -132,7 +136,9 @@ def test_every_cdf_is_complete(pmf, precision):
 
 
 @given(st.lists(st.floats(1e-9, 1), min_size=2, max_size=40).map(np.array), st.data())
-def test_no_unit_moved_between_two_slots_shortens_the_code_noticeably(pmf, data):
+def test_no_unit_moved_between_two_slots_shortens_the_code_noticeably(
+    pmf: NDArray[np.float64], data: st.DataObject
+) -> None:
     slots = np.diff(pmf_to_quantized_cdf(pmf))
     give, take = data.draw(st.lists(st.integers(0, len(pmf) - 1), min_size=2, max_size=2))
     if slots[give] == 1 or give == take:
@@ -144,7 +150,7 @@ def test_no_unit_moved_between_two_slots_shortens_the_code_noticeably(pmf, data)
     assert (p * np.log2(slots)).sum() >= (p * np.log2(moved)).sum() - 1e-7
 
 
-def test_overhead_of_the_integers_is_below_a_ten_thousandth_of_a_bit():
+def test_overhead_of_the_integers_is_below_a_ten_thousandth_of_a_bit() -> None:
     p = np.diff([0.5 * (1 + math.erf(x / 4)) for x in np.arange(-12.5, 13.5)])
     p /= p.sum()
     slots = np.diff(pmf_to_quantized_cdf(p))
@@ -155,12 +161,12 @@ def test_overhead_of_the_integers_is_below_a_ten_thousandth_of_a_bit():
     "pmf",
     [[], [[0.5, 0.5]], [0.0, 0.0], [-0.1, 1.1], [math.nan, 1], [math.inf, 1], np.ones(16385)],
 )
-def test_what_is_no_distribution_is_refused(pmf):
+def test_what_is_no_distribution_is_refused(pmf: NDArray[np.float64]) -> None:
     with pytest.raises(ConfigError):
         pmf_to_quantized_cdf(np.array(pmf, float))
 
 
-def test_a_wide_pmf_loses_its_rarer_end_to_the_escape():
+def test_a_wide_pmf_loses_its_rarer_end_to_the_escape() -> None:
     pmf = np.append(np.linspace(1, 2, 300), 0.5)
     made = build_tables([pmf], [-100])
     assert made.cdf_length[0] == 257
@@ -169,6 +175,6 @@ def test_a_wide_pmf_loses_its_rarer_end_to_the_escape():
     assert escape == pytest.approx(TOTAL * (pmf[:45].sum() + 0.5) / pmf.sum(), abs=1)
 
 
-def test_build_tables_wants_an_offset_for_each_pmf():
+def test_build_tables_wants_an_offset_for_each_pmf() -> None:
     with pytest.raises(ConfigError, match="2 pmfs but 1 offsets"):
         build_tables([np.ones(2), np.ones(2)], [0])

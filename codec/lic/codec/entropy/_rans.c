@@ -242,9 +242,10 @@ static inline uint32_t decode_slot(const Table *table, uint32_t x, Escapes *esca
 /* Takes a word if the state wants one; there must be one to look at in any case. */
 static inline uint32_t refill(uint32_t x, Words *words)
 {
-    uint32_t take = x < LOWER, word = load_word(words->next);
+    uint32_t take = x < LOWER, refilled = x << 16 | load_word(words->next);
     words->next += 2 * take;
-    return x << 16 * take | (word & (0u - take));
+    /* As a condition, compilers make this a branch that is mispredicted at every other word. */
+    return x ^ ((x ^ refilled) & (0u - take));
 }
 
 /* The table of symbol i: one for all of them (step 0) or indexes[i] (step 1). */
