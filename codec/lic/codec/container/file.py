@@ -247,6 +247,8 @@ def _walk(data: bytes, header: Header, warnings: list[str]) -> Iterator[Chunk]:
             return
         tiles += chunk.type == b"TILE"
         ancillary += chunk.ancillary
+        if tiles > header.tile_count:
+            raise _fault(chunk, f"more tiles than the {header.tile_count} of the picture")
         _check_place(chunk, tiles, ancillary)
         yield chunk
         offset = chunk.end

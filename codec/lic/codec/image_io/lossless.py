@@ -8,6 +8,7 @@ is left for text, profiles, animation, or anything else that could inflate or co
 
 import io
 import struct
+import zlib
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ _PNG_CHUNKS: Final = (b"IHDR", b"IDAT", b"IEND")
 _PNG_COLOUR: Final = {1: 0, 3: 2}
 _WEBP_MAX_SIDE: Final = 16383
 _VP8L_SIGNATURE: Final = 0x2F
+_INFLATE_STEP: Final = 2**16
 
 
 def encode_lossless(pixels: NDArray[np.uint8]) -> bytes:
@@ -41,8 +43,10 @@ def decode_lossless(data: bytes, *, width: int, height: int, channels: int) -> N
     Raises:
         BitstreamError: Damaged, of another size than HEAD says, or with more in it than pixels.
     """
+    packed = None
     if data.startswith(_PNG_SIGNATURE):
-        kind, found = "PNG", _png_size(data, channels)
+        kind = "PNG"
+        found, packed = _read_png(data, channels)
     elif data.startswith(b"RIFF"):
         kind, found = "WEBP", _webp_size(data)
     else:
@@ -51,6 +55,8 @@ def decode_lossless(data: bytes, *, width: int, height: int, channels: int) -> N
         raise BitstreamError(
             f"embedded picture: {found[0]} x {found[1]} pixels, expected {width} x {height}"
         )
+    if packed is not None:
+        _check_samples(packed, height * (1 + width * channels))
     try:
         image = open_image(io.BytesIO(data), [kind])
         samples = np.asarray(image.convert("RGB") if kind == "WEBP" else image)
@@ -82,16 +88,19 @@ def _png(image: Image.Image) -> bytes:
     return output.getvalue()
 
 
-def _png_size(data: bytes, channels: int) -> tuple[int, int]:
-    """Return width and height after checking that a PNG is of the plain kind."""
+def _read_png(data: bytes, channels: int) -> tuple[tuple[int, int], list[bytes]]:
+    """Return size and compressed rows after checking that a PNG is of the plain kind."""
     offset = len(_PNG_SIGNATURE)
     kinds: list[bytes] = []
+    packed: list[bytes] = []
     while offset + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, offset)
         if kind not in _PNG_CHUNKS:
             raise BitstreamError(f"embedded PNG: chunk {kind!r} is not allowed")
         if kind == b"IHDR" and (kinds or length != 13):
             raise BitstreamError("embedded PNG: broken IHDR")
+        if kind == b"IDAT":
+            packed.append(data[offset + 8 : offset + 8 + length])
         kinds.append(kind)
         offset += 12 + length
     if offset != len(data) or kinds[:1] != [b"IHDR"] or kinds[-1] != b"IEND":
@@ -99,7 +108,22 @@ def _png_size(data: bytes, channels: int) -> tuple[int, int]:
     width, height, *form = struct.unpack_from(">IIBBBBB", data, len(_PNG_SIGNATURE) + 8)
     if form != [8, _PNG_COLOUR[channels], 0, 0, 0]:
         raise BitstreamError(f"embedded PNG: depth, colour, methods {form} do not match HEAD")
-    return width, height
+    return (width, height), packed
+
+
+def _check_samples(packed: list[bytes], expected: int) -> None:
+    """Refuse rows that inflate to another size: Pillow fills up and cuts off without a word."""
+    inflater = zlib.decompressobj()
+    found = 0
+    try:
+        for part in packed:
+            while part and found <= expected:
+                found += len(inflater.decompress(part, _INFLATE_STEP))
+                part = inflater.unconsumed_tail
+    except zlib.error as error:
+        raise BitstreamError(f"embedded PNG is damaged: {error}") from error
+    if found != expected or not inflater.eof or inflater.unused_data:
+        raise BitstreamError(f"embedded PNG is damaged: expected {expected} bytes of rows")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
