@@ -1,0 +1,74 @@
+"""Fixtures that several components' tests share: a small picture and two small bundles."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from lic.codec.models import FactorizedPrior
+
+SAMPLE = Path(__file__).parents[1] / "samples" / "kodim23.png"
+Activation = Literal["relu", "gdn", "igdn1"]
+
+
+def _crop(top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+    with Image.open(SAMPLE) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+
+
+def _tiny_model(seed: int, activation: Activation = "relu") -> "FactorizedPrior":
+    """Return a model of N = 8, M = 12; with ReLU, one whose latents mean something."""
+    import torch
+
+    from lic.codec.models import FactorizedConfig, FactorizedPrior
+    from lic.trainers.start import fit_densities, pca_start
+
+    config = FactorizedConfig(
+        N=8, M=12, encoder_activation=activation, decoder_activation=activation
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = FactorizedPrior(config)
+        crops = torch.from_numpy(_crop(0, 0, 256, 256)).permute(2, 0, 1)[None].float() / 255
+        if activation == "relu":
+            pca_start(model, crops, lmbda=0.013)
+        fit_densities(model, crops, steps=100, lr=0.05)
+    return model.eval()
+
+
+def _tiny_bundle(folder: Path, *, seed: int, rate_point: int) -> Path:
+    from lic.export.make_bundle import Description, make_bundle
+
+    description = Description(name="tiny-relu", rate_point=rate_point, lmbda=0.013)
+    return make_bundle(_tiny_model(seed), folder / str(rate_point), description).path
+
+
+@pytest.fixture(scope="session")
+def photo() -> NDArray[np.uint8]:
+    """Pixels (96, 144, 3) of a photo."""
+    pixels = _crop(128, 320, 96, 144)
+    pixels.setflags(write=False)
+    return pixels
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> "FactorizedPrior":
+    """The model of `tiny_bundle`; tests that change it work on a copy."""
+    return _tiny_model(seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle's folder: family tiny-relu, rate point 1. Tests that change it work on a copy."""
+    return _tiny_bundle(tmp_path_factory.mktemp("tiny-relu"), seed=1, rate_point=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rate point 2 of tiny-relu: other weights, another fingerprint."""
+    return _tiny_bundle(tmp_path_factory.mktemp("tiny-relu"), seed=2, rate_point=2)
