@@ -323,6 +323,7 @@ def test_the_writer_refuses_what_no_reader_accepts() -> None:
         replace(file, header=replace(file.header, tile_width=264, tile_height=264)),
         replace(file, header=replace(file.header, fingerprint=b"short")),
         replace(file, header=lossless, tiles=(Tile(index=0, symbols_crc=0, streams=(b"", b"")),)),
+        replace(file, header=lossless, tiles=(Tile(index=0, symbols_crc=1, streams=(b"x",)),)),
         replace(file, model=Model(name="new\nline")),
     ]
     for each in wrong:

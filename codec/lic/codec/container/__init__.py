@@ -9,7 +9,6 @@ from lic.codec.container.file import (
     SIGNATURE,
     Chunk,
     LicFile,
-    Model,
     Tile,
     list_chunks,
     parse,
@@ -17,6 +16,7 @@ from lic.codec.container.file import (
     serialize,
 )
 from lic.codec.container.header import MAX_SIDE, Coder, Header, Limits
+from lic.codec.container.text import Model
 
 __all__ = [
     "HEADER_BYTES",

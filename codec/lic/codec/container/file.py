@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from lic.codec.container.header import Coder, Header, Limits, check_header, pack_head, unpack_head
+from lic.codec.container.text import Model, pack_strings, unpack_meta, unpack_model
 from lic.codec.errors import BitstreamError, LimitError
 
 SIGNATURE: Final = b"\x89LIC\r\n\x1a\n"
@@ -41,21 +42,14 @@ class Tile:
 
     Attributes:
         index: Row-major position in the tile grid.
-        symbols_crc: CRC-32 of the decoded symbols (int16, little-endian, coding order).
+        symbols_crc: CRC-32 of the decoded symbols (int16, little-endian, coding order); 0 for
+            `Coder.LOSSLESS`, which has no symbols.
         streams: 1..255 byte strings; their meaning belongs to the coder.
     """
 
     index: int
     symbols_crc: int
     streams: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """For people: what to install when the fingerprint is unknown. It never selects a model."""
-
-    name: str
-    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,12 +179,12 @@ def parse(data: bytes, limits: Limits | None = None) -> LicFile:
     return LicFile(
         header=header,
         tiles=tuple(tiles[index] for index in sorted(tiles)),
-        model=_unpack_model(found.get(b"modl")),
+        model=unpack_model(found.get(b"modl")),
         icc=found.get(b"iccp"),
         exif=found.get(b"exif"),
         xmp=found.get(b"xmp_"),
         alpha=found.get(b"alph"),
-        meta=_unpack_meta(found.get(b"meta", b"")),
+        meta=unpack_meta(found.get(b"meta", b"")),
         warnings=tuple(warnings),
     )
 
@@ -277,13 +271,15 @@ def _check_tiles(header: Header, tiles: tuple[Tile, ...]) -> None:
             f"found tiles {found[:8]} ({len(found)}), expected 0..{header.tile_count - 1} in order"
         )
     for tile in tiles:
-        _check_stream_count(header, len(tile.streams), f"tile {tile.index}")
+        _check_tile(header, tile.symbols_crc, len(tile.streams), f"tile {tile.index}")
 
 
-def _check_stream_count(header: Header, count: int, where: str) -> None:
+def _check_tile(header: Header, symbols_crc: int, streams: int, where: str) -> None:
     allowed = 1 if header.coder is Coder.LOSSLESS else MAX_STREAMS
-    if not 1 <= count <= allowed:
-        raise BitstreamError(f"{where}: {count} streams, expected 1..{allowed}")
+    if not 1 <= streams <= allowed:
+        raise BitstreamError(f"{where}: {streams} streams, expected 1..{allowed}")
+    if symbols_crc and header.coder is Coder.LOSSLESS:
+        raise BitstreamError(f"{where}: a CRC of symbols, but an embedded picture has none")
 
 
 def _check_payload_size(kind: bytes, length: int) -> None:
@@ -300,54 +296,11 @@ def _chunk(kind: bytes, payload: bytes) -> bytes:
 
 def _ancillary(file: LicFile) -> Iterator[tuple[bytes, bytes]]:
     if file.model:
-        yield b"modl", _pack_strings(file.model.name, file.model.source)
+        yield b"modl", pack_strings(file.model.name, file.model.source)
     blobs = ((b"iccp", file.icc), (b"exif", file.exif), (b"xmp_", file.xmp), (b"alph", file.alpha))
     yield from ((kind, payload) for kind, payload in blobs if payload is not None)
     if file.meta:
-        yield b"meta", _pack_strings(*(text for pair in file.meta.items() for text in pair))
-
-
-def _pack_strings(*texts: str) -> bytes:
-    for text in texts:
-        _check_printable(text)
-    return b"".join(text.encode() + b"\0" for text in texts)
-
-
-def _unpack_strings(kind: str, payload: bytes) -> list[str]:
-    if not payload.endswith(b"\0"):
-        raise BitstreamError(f"chunk {kind}: the last string does not end in a zero byte")
-    try:
-        texts = payload[:-1].decode().split("\0")
-    except UnicodeDecodeError as error:
-        raise BitstreamError(f"chunk {kind}: not UTF-8 at byte {error.start}") from error
-    for text in texts:
-        _check_printable(text)
-    return texts
-
-
-def _check_printable(text: str) -> None:
-    # These strings reach a terminal; control characters could drive it.
-    if not text.isprintable():
-        raise BitstreamError(f"text with control characters: {text[:40]!r}")
-
-
-def _unpack_model(payload: bytes | None) -> Model | None:
-    if payload is None:
-        return None
-    texts = _unpack_strings("modl", payload)
-    if len(texts) != 2:
-        raise BitstreamError(f"chunk modl: {len(texts)} strings, expected name and source")
-    return Model(name=texts[0], source=texts[1])
-
-
-def _unpack_meta(payload: bytes) -> dict[str, str]:
-    if not payload:
-        return {}
-    texts = _unpack_strings("meta", payload)
-    keys = texts[::2]
-    if len(texts) % 2 or len(set(keys)) != len(keys):
-        raise BitstreamError("chunk meta: expected pairs of a keyword, used once, and its text")
-    return dict(zip(keys, texts[1::2], strict=True))
+        yield b"meta", pack_strings(*(text for pair in file.meta.items() for text in pair))
 
 
 def _pack_tile(tile: Tile) -> bytes:
@@ -362,7 +315,7 @@ def _unpack_tile(data: bytes, chunk: Chunk, header: Header) -> Tile:
     index, crc, count = _TILE.unpack_from(data, chunk.payload.start)
     if index >= header.tile_count:
         raise _fault(chunk, f"tile {index}, expected 0..{header.tile_count - 1}")
-    _check_stream_count(header, count, f"chunk TILE at byte {chunk.offset}")
+    _check_tile(header, crc, count, f"chunk TILE at byte {chunk.offset}")
     position, end = chunk.payload.start + _TILE.size, chunk.payload.stop
     lengths = []
     for _ in range(count):
