@@ -36,7 +36,7 @@ benchmark-entropy: $(VENV)/.runtime
 
 # A million damaged streams; minutes, so not part of the tests.
 soak: $(VENV)/.dev
-	$(BIN)/python tests/hostile/soak.py
+	$(BIN)/python tests/codec/entropy/soak.py
 
 clean:
 	rm -rf $(VENV) .oracle demo build dist runs

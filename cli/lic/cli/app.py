@@ -13,6 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Learned image codecs: compress, decompress, train, export.",
     epilog="Exit codes: 0 ok, 1 unexpected, 2 usage, 3 cannot read input, 4 corrupt or truncated, "
     "5 model missing or mismatch, 6 limit exceeded, 7 output exists or cannot be written, 8 batch "
@@ -54,6 +55,9 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         app(arguments, prog_name="lic")
     except SystemExit as finished:
+        # Typer turns Ctrl-C into this exit without a word.
+        if finished.code == Exit.INTERRUPTED:
+            Output().error(KeyboardInterrupt())
         return finished.code if isinstance(finished.code, int) else int(Exit.UNEXPECTED)
     except (Exception, KeyboardInterrupt) as error:
         verbosity = sum(a.count("v") for a in arguments if a in ("-v", "-vv", "-vvv"))

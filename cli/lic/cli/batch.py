@@ -211,9 +211,19 @@ def run(
         return done
 
     if len(jobs) == 1:
-        _report(one(jobs[0]), output)
+        _report(_named(one, jobs[0]), output)
         return Exit.OK
     return _run_many(jobs, one, output, workers, stop)
+
+
+def _named(one: Work, job: Job) -> Done:
+    """Do a job; an error that does not name the file gets its name."""
+    try:
+        return one(job)
+    except LicError as error:
+        if job.name in str(error):
+            raise
+        raise type(error)(f"{job.name}: {error}") from error
 
 
 def _run_many(
@@ -235,6 +245,8 @@ def _run_many(
                 advance()
     except KeyboardInterrupt:
         stop.set()
+        finished = sum(f.done() and not f.cancelled() and not f.exception() for f in futures)
+        output.note(f"{finished} of {len(jobs)} done; --skip-existing goes on from there")
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

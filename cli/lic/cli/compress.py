@@ -44,17 +44,18 @@ def compress(
 
     One file: lic compress photo.png (writes photo.lic). A folder: lic compress DIR -o OUT.
     """
-    from lic.codec.image_io import READABLE, apply_metadata_policy, read_picture
+    from lic.codec.image_io import READABLE_SUFFIXES, apply_metadata_policy, read_picture
 
     out = Output(-1 if quiet else verbose, as_json)
-    plan = batch.plan(inputs, output, accept=frozenset(READABLE), suffix=SUFFIX)
+    plan = batch.plan(inputs, output, accept=READABLE_SUFFIXES, suffix=SUFFIX)
     keep: Any = metadata if metadata in ("all", "none") else metadata.split(",")
     encode = _encoder(model, rate, lossless, backend=backend, device=device, threads=threads)
 
     def work(job: batch.Job) -> batch.Done:
         start = time.perf_counter()
         data = batch.read_input(job)
-        picture = apply_metadata_policy(read_picture(io.BytesIO(data), max_pixels=max_pixels), keep)
+        picture = read_picture(io.BytesIO(data), max_pixels=max_pixels, name=job.name)
+        picture = apply_metadata_policy(picture, keep)
         read_ms = (time.perf_counter() - start) * 1000
         encoded = encode(picture)
         values = _values(job, len(data), encoded, {"read": read_ms, **encoded.stages})

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lic.codec.bundle import Bundle
 from lic.codec.container import parse
 from lic.codec.errors import ImageError
-from lic.codec.image_io import READABLE, Picture, apply_metadata_policy, read_picture
+from lic.codec.image_io import READABLE_SUFFIXES, Picture, apply_metadata_policy, read_picture
 from lic.codec.metrics import bpp, ms_ssim, psnr
 from lic.codec.pipeline import Codec, Encoded, to_network
 
@@ -58,7 +58,7 @@ def find_pictures(folder: Path) -> list[Path]:
     """
     if folder.is_file():
         return [folder]
-    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in READABLE)
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in READABLE_SUFFIXES)
     if not found:
         raise ImageError(f"{folder}: holds no pictures")
     return found

@@ -14,12 +14,13 @@ from lic.codec.image_io.picture import (
     tag_orientation,
     upright,
 )
-from lic.codec.image_io.reader import READABLE, read_picture
+from lic.codec.image_io.reader import READABLE, READABLE_SUFFIXES, read_picture
 from lic.codec.image_io.writer import WRITABLE, encode_picture, write_picture
 
 __all__ = [
     "METADATA_KINDS",
     "READABLE",
+    "READABLE_SUFFIXES",
     "WRITABLE",
     "Picture",
     "apply_metadata_policy",

@@ -24,6 +24,12 @@ READABLE: Final = (
     *("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "PPM", "GIF", "JPEG2000", "QOI"),
 )
 
+READABLE_SUFFIXES: Final = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .mpo .webp .avif .tif .tiff .bmp .dib .ppm .pgm .pbm .pnm .gif "
+    ".jp2 .j2k .jpx .qoi".split()
+)
+"""What names of files of these formats end in, in lower case; for picking them out of folders."""
+
 _GRAY_MODES: Final = frozenset({"1", "L", "LA", "La"})
 _COLOUR_MODES: Final = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"})
 _GRAY16_MODES: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
@@ -33,18 +39,21 @@ _Planes = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
 _open_lock = threading.Lock()
 
 
-def read_picture(source: Path | BinaryIO, *, max_pixels: int = 2**28) -> Picture:
+def read_picture(
+    source: Path | BinaryIO, *, max_pixels: int = 2**28, name: str | None = None
+) -> Picture:
     """Read a picture file; of several pictures in it, the first.
 
     Args:
         source: A path, or an open file; one that cannot seek is read to its end first.
         max_pixels: Largest width x height; 0 lifts the limit.
+        name: What messages call the source; by default its path.
 
     Raises:
         ImageError: Missing, damaged, truncated, or no picture that lic can code.
         LimitError: More than `max_pixels`; no pixel was decoded.
     """
-    name = str(source) if isinstance(source, Path) else "input"
+    name = name or (str(source) if isinstance(source, Path) else "input")
     try:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source

@@ -1,0 +1,269 @@
+"""Every failure: its own message and exit code, nothing lost, nothing half-written."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lic.cli.app import run
+from lic.cli.console import EXITS, Exit
+from lic.codec.errors import LicError
+
+Lic = Callable[..., Any]
+
+
+def left_behind(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*")}
+
+
+def test_every_error_has_an_exit_code() -> None:
+    def kinds(of: type[LicError]) -> set[type[LicError]]:
+        return set(of.__subclasses__()).union(*(kinds(k) for k in of.__subclasses__()))
+
+    assert set(EXITS) == kinds(LicError)
+
+
+def test_exit_codes_never_move() -> None:
+    assert {e.name: int(e) for e in Exit} == {
+        "OK": 0, "UNEXPECTED": 1, "USAGE": 2, "INPUT": 3, "CORRUPT": 4, "MODEL": 5, "LIMIT": 6,
+        "OUTPUT": 7, "BATCH": 8, "WORK": 9, "INTERRUPTED": 130,
+    }  # fmt: skip
+
+
+def test_unreadable_pictures(lic: Lic, png: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(png.read_bytes()[: png.stat().st_size // 2])
+    text = tmp_path / "text.png"
+    text.write_text("hello")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    before = left_behind(tmp_path)
+    for path in (cut, text, empty, tmp_path / "missing.png"):
+        done = lic("compress", path)
+        assert done.code == 3, path
+        assert len(done.err.strip()) > 20
+    assert left_behind(tmp_path) == before
+
+
+def test_picture_over_the_limit(lic: Lic, png: Path) -> None:
+    done = lic("compress", png, "--max-pixels", 1000)
+    assert (
+        done.code == 6
+        and "1536" in done.err.replace(",", "")
+        and "1000" in done.err.replace(",", "")
+    )
+    assert lic("compress", png).code == 0
+    assert lic("decompress", png.with_suffix(".lic"), "-f", "--max-pixels", 1000).code == 6
+    assert lic("verify", png.with_suffix(".lic"), "--max-pixels", 1000).code == 6
+
+
+def test_existing_output_is_kept(lic: Lic, png: Path) -> None:
+    target = png.with_suffix(".lic")
+    target.write_bytes(b"precious")
+    done = lic("compress", png)
+    assert done.code == 7 and str(target) in done.err and "-f" in done.err
+    assert target.read_bytes() == b"precious"
+    assert lic("compress", png, "-f").code == 0
+    assert target.read_bytes() != b"precious"
+    before = png.read_bytes()
+    assert lic("decompress", target).code == 7
+    assert png.read_bytes() == before
+
+
+def test_input_is_never_its_own_output(lic: Lic, png: Path) -> None:
+    before = png.read_bytes()
+    assert lic("compress", png, "-o", png, "-f").code == 2
+    assert png.read_bytes() == before
+
+
+def test_folder_that_cannot_be_written(lic: Lic, png: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    # The administrator may write anywhere, so the test steps down for the length of the call.
+    administrator = os.geteuid() == 0
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    try:
+        if administrator:
+            os.seteuid(65534)
+        done = lic("compress", png, "-o", locked / "a.lic")
+    finally:
+        if administrator:
+            os.seteuid(0)
+    assert done.code == 7 and "locked" in done.err
+    assert left_behind(locked) == set()
+    done = lic("compress", png, "-o", png / "a.lic")
+    assert done.code == 7
+
+
+def test_models_that_do_not_fit(
+    lic: Lic, png: Path, tmp_path: Path, tiny_bundle: Path, tiny_bundle_2: Path
+) -> None:
+    file, back = tmp_path / "a.lic", tmp_path / "back.png"
+    assert lic("compress", png, "-o", file, "-m", tiny_bundle).code == 0
+    missing = lic("decompress", file, "-o", back)
+    assert missing.code == 5 and "not installed" in missing.err and "tiny-relu" in missing.err
+    wrong = lic("decompress", file, "-o", back, "-m", tiny_bundle_2)
+    assert wrong.code == 5 and "was made with model" in wrong.err
+    assert lic("decompress", file, "-o", back, "-m", tmp_path).code == 5
+    assert lic("compress", png, "-m", "no-such-model", "-o", tmp_path / "x.lic").code == 5
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_bundle, changed)
+    weights = bytearray((changed / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "weights.safetensors").write_bytes(weights)
+    done = lic("decompress", file, "-o", back, "-m", changed)
+    assert done.code == 5 and "weights.safetensors" in done.err
+    assert lic("models", "show", changed).code == 5
+    assert not back.exists()
+    assert lic("decompress", file, "-o", back, "-m", tiny_bundle).code == 0
+
+
+def test_unknown_version(lic: Lic, png: Path, tmp_path: Path) -> None:
+    import struct
+    import zlib
+
+    assert lic("compress", png).code == 0
+    data = bytearray(png.with_suffix(".lic").read_bytes())
+    data[16] = 2
+    data[48:52] = struct.pack("<I", zlib.crc32(bytes(data[12:48])))
+    png.with_suffix(".lic").write_bytes(data)
+    done = lic("decompress", png.with_suffix(".lic"), "-o", tmp_path / "b.png")
+    assert done.code == 4 and "version" in done.err
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_other_symbols_than_the_encoders(lic: Lic, png: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from lic.codec.container import parse, serialize
+
+    assert lic("compress", png).code == 0
+    file = parse(png.with_suffix(".lic").read_bytes())
+    tile = replace(file.tiles[0], symbols_crc=file.tiles[0].symbols_crc ^ 1)
+    (tmp_path / "n.lic").write_bytes(serialize(replace(file, tiles=(tile,))))
+    done = lic("decompress", tmp_path / "n.lic")
+    assert done.code == 5 and "other symbols" in done.err
+    assert not (tmp_path / "n.png").exists()
+
+
+def test_a_batch_goes_on_and_lists_failures(lic: Lic, png: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "in"
+    tree.mkdir()
+    for name in ("a", "c"):
+        (tree / f"{name}.png").write_bytes(png.read_bytes())
+    (tree / "b.png").write_text("no picture")
+    done = lic("compress", tree, "-o", tmp_path / "out")
+    assert done.code == 8 and "b.png" in done.err and "2 of 3" in done.err
+    assert left_behind(tmp_path / "out") == {"a.lic", "c.lic"}
+
+
+def test_two_inputs_for_one_output(lic: Lic, png: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "in"
+    tree.mkdir()
+    (tree / "a.png").write_bytes(png.read_bytes())
+    with Image.open(png) as image:
+        image.save(tree / "a.jpg")
+    done = lic("compress", tree, "-o", tmp_path / "out")
+    assert done.code == 2 and "both" in done.err
+
+
+def test_usage_errors(lic: Lic, png: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ["compress"],
+        ["compress", png, "--no-such-option"],
+        ["compress", png, "--backend", "cobol"],
+        ["compress", png, "--device", "abacus"],
+        ["compress", png, "-"],
+        ["compress", "-"],
+        ["compress", tmp_path, "-o", "-"],
+        ["nonsense"],
+        ["decompress", png, "--threads", "-1"],
+    ):
+        assert lic(*arguments).code == 2, arguments
+
+
+def test_unknown_output_format(lic: Lic, png: Path, tmp_path: Path) -> None:
+    assert lic("compress", png).code == 0
+    done = lic("decompress", png.with_suffix(".lic"), "-o", tmp_path / "a.docx")
+    assert done.code == 7 and "docx" in done.err
+    assert not (tmp_path / "a.docx").exists()
+
+
+def test_not_enough_memory_is_a_limit(lic: Lic, png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lic.codec.pipeline import Codec
+
+    def explode(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Codec, "compress", explode)
+    done = lic("compress", png)
+    assert done.code == 6 and "memory" in done.err
+
+
+def test_a_bug_is_one_line_unless_asked(
+    png: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lic.codec.pipeline import Codec
+
+    def explode(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(Codec, "compress", explode)
+    assert run(["compress", str(png)]) == 1
+    quiet = capsys.readouterr().err
+    assert "planted" in quiet and "Traceback" not in quiet
+    assert run(["compress", str(png), "-vv"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_file(
+    lic: Lic, png: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = png.with_suffix(".lic")
+    target.write_bytes(b"old")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    before = left_behind(png.parent)
+    done = lic("compress", png, "-f")
+    assert done.code == 7 and "No space left" in done.err
+    assert target.read_bytes() == b"old"
+    assert left_behind(png.parent) == before
+
+
+def test_ctrl_c_in_the_middle_of_a_folder(tmp_path: Path) -> None:
+    tree, out = tmp_path / "in", tmp_path / "out"
+    tree.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    for i in range(200):
+        Image.fromarray(noise).save(tree / f"{i:03}.bmp")
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from lic.cli.app import main; main()", "compress", tree, "-o", out],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.lic")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err and "Traceback" not in err
+    finished = left_behind(out)
+    assert 0 < len(finished) < 200
+    assert all(name.endswith(".lic") and not name.startswith(".") for name in finished)
+    for path in out.glob("*.lic"):
+        assert run(["verify", "--structure", "--quiet", str(path)]) == 0

@@ -1,0 +1,164 @@
+"""Imports point one way, the roots stay one namespace, and the run time needs neither torch."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMPONENTS = ("codec", "trainers", "export", "cli")
+ALLOWED = {
+    "codec": {"codec"},
+    "trainers": {"codec", "trainers"},
+    "export": {"codec", "export"},
+    "cli": {"codec", "trainers", "export", "cli"},
+}
+# Lower layers first; a module may import its own layer and those before it.
+CODEC_LAYERS = (
+    ("errors",),
+    ("container", "image_io", "tiling", "metrics"),
+    ("entropy",),
+    ("latents",),
+    ("models",),
+    ("bundle", "backends", "library"),
+    ("pipeline",),
+    ("pillow_plugin", "benchmark"),
+)
+TRAINERS_LAYERS = (
+    ("config", "schedules"),
+    ("losses", "optimizers", "data"),
+    ("objective", "start", "checkpoints"),
+    ("loop",),
+)
+TORCH_MODULES = ("lic.codec.models", "lic.codec.backends.torch_backend")
+SLOW = ("torch", "onnxruntime", "numpy", "PIL", "rich", "onnx", "lightning_fabric")
+
+
+def modules(component: str) -> Iterator[tuple[str, Path]]:
+    root = ROOT / component
+    for path in sorted((root / "lic").rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(path: Path, *, module_level: bool = False) -> Iterator[str]:
+    """Yield the names of modules that a file imports; at module level only if asked."""
+    tree = ast.parse(path.read_text())
+    for node in _module_level(tree) if module_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _module_level(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield statements that run on import, which those below TYPE_CHECKING do not."""
+    pending: list[ast.stmt] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+            pending += [*node.body, *node.orelse]
+        elif isinstance(node, ast.Try):
+            pending += [*node.body, *node.orelse, *node.finalbody]
+
+
+def test_no_root_hides_the_others() -> None:
+    assert [c for c in COMPONENTS if (ROOT / c / "lic" / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_component_is_typed(component: str) -> None:
+    assert (ROOT / component / "lic" / component / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_components_import_downwards(component: str) -> None:
+    found = list(modules(component))
+    assert found
+    for name, path in found:
+        used = {i.split(".")[1] for i in imports(path) if i.startswith("lic.")}
+        assert used <= ALLOWED[component], f"{name} imports {used - ALLOWED[component]}"
+
+
+@pytest.mark.parametrize(
+    ("component", "layers"), [("codec", CODEC_LAYERS), ("trainers", TRAINERS_LAYERS)]
+)
+def test_layers_import_downwards(component: str, layers: tuple[tuple[str, ...], ...]) -> None:
+    rank = {name: i for i, layer in enumerate(layers) for name in layer}
+    for name, path in modules(component):
+        parts = name.split(".")
+        if len(parts) < 3:
+            continue
+        assert parts[2] in rank, f"{name} has no place in the layers"
+        for used in imports(path):
+            other = used.split(".")
+            if other[:2] == ["lic", component] and len(other) > 2 and other[2] in rank:
+                assert rank[other[2]] <= rank[parts[2]], f"{name} imports {used}, which is higher"
+
+
+def test_only_models_and_the_torch_backend_import_torch() -> None:
+    for name, path in modules("codec"):
+        heavy = {i.split(".")[0] for i in imports(path, module_level=True)}
+        if not name.startswith(TORCH_MODULES):
+            assert "torch" not in heavy, name
+
+
+def _loaded_after(code: str) -> list[str]:
+    script = f"import sys, json\n{code}\nsys.stderr.write(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    names: list[str] = json.loads(done.stderr.strip().splitlines()[-1])
+    return names
+
+
+def test_help_and_info_load_nothing_slow(tmp_path: Path) -> None:
+    import numpy as np
+
+    from lic.codec.image_io import Picture
+    from lic.codec.pipeline import compress_lossless
+
+    file = tmp_path / "x.lic"
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    file.write_bytes(compress_lossless(Picture(pixels=pixels)).data)
+    for arguments in (["--help"], ["info", str(file)], ["info", "--json", "-v", str(file)]):
+        loaded = _loaded_after(f"from lic.cli.app import run\nassert run({arguments!r}) == 0")
+        assert [m for m in SLOW if m in loaded] == [], arguments
+
+
+def test_importing_the_codec_loads_nothing_slow() -> None:
+    assert [m for m in SLOW if m in _loaded_after("import lic.codec")] == []
+
+
+def test_a_picture_goes_there_and_back_with_torch_blocked(tmp_path: Path) -> None:
+    photo = ROOT / "samples" / "kodim23.png"
+    lic, png = tmp_path / "a.lic", tmp_path / "a.png"
+    code = f"""
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "safetensors", "onnx", "lightning_fabric"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+from lic.cli.app import run
+assert run(["compress", {str(photo)!r}, "-o", {str(lic)!r}]) == 0
+assert run(["decompress", {str(lic)!r}, "-o", {str(png)!r}]) == 0
+"""
+    assert "torch" not in _loaded_after(code)
+    assert lic.stat().st_size < 100_000
+    assert png.stat().st_size > 10_000
+
+
+def test_public_names_exist() -> None:
+    import lic.codec
+
+    assert lic.codec.__all__
+    for name in lic.codec.__all__:
+        assert getattr(lic.codec, name) is not None
+    with pytest.raises(AttributeError):
+        _ = lic.codec.no_such_name
