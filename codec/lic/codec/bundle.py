@@ -12,10 +12,14 @@ Nothing here needs torch or ONNX Runtime, and nothing is ever unpickled.
 import hashlib
 import io
 import json
+import operator
+import os
+import re
 import shutil
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -34,6 +38,19 @@ TABLES = "tables.npz"
 ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
 MANIFEST_LIMIT = 2**20
+# Plain names only: on no platform does one of these lead out of the bundle's folder.
+FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+# What files and zip archives raise; RuntimeError stands for encryption and unknown compression.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+)
 
 # Tensors whose names start so decide what a decoder computes, by architecture.
 DECODING_TENSORS: dict[str, tuple[str, ...]] = {
@@ -112,10 +129,45 @@ class Manifest:
         if set(values) != names:
             odd = ", ".join(sorted(set(values) ^ names))
             raise ModelMismatchError(f"{where}: unknown or missing entries: {odd}")
+        _check_kinds(values, where)
         try:
             return cls(**values)
         except ConfigError as error:
             raise ModelMismatchError(f"{where}: {error}; update lic") from None
+
+
+# What JSON may hold where; the hash shows damage, not the intentions of whoever wrote the file.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "rate_point": int,
+    "architecture": str,
+    "config": dict,
+    "stride": int,
+    "lmbda": (int, float, type(None)),
+    "metric": str,
+    "training": dict,
+    "source": str,
+    "graphs": dict,
+    "fingerprint": str,
+    "files": dict,
+}
+
+
+def _check_kinds(values: Mapping[str, Any], where: str) -> None:
+    """Refuse a manifest whose entries are not what the code that uses them takes for granted."""
+    for name, kind in _KINDS.items():
+        if not isinstance(values[name], kind) or isinstance(values[name], bool):
+            raise ModelMismatchError(f"{where}: {name} is {values[name]!r}")
+    if not re.fullmatch("[0-9a-f]{16}", values["fingerprint"]):
+        raise ModelMismatchError(f"{where}: fingerprint is {values['fingerprint']!r}")
+    if not 1 <= values["stride"] <= 4096:
+        raise ModelMismatchError(f"{where}: stride is {values['stride']}")
+    for name, entry in values["files"].items():
+        if not re.fullmatch(FILE_NAME, name):
+            raise ModelMismatchError(f"{where}: file name {name!r} could leave the bundle")
+        size = entry.get("bytes") if isinstance(entry, dict) else None
+        if type(size) is not int or size < 0 or not isinstance(entry.get("sha256"), str):
+            raise ModelMismatchError(f"{where}: the entry of {name} is {entry!r}")
 
 
 def _canonical_hash(values: Mapping[str, Any]) -> str:
@@ -138,11 +190,7 @@ class Bundle:
             ModelMismatchError: there is no bundle, or its manifest was changed.
         """
         data = _read_file(path, MANIFEST, MANIFEST_LIMIT)
-        manifest = Manifest.from_bytes(data, f"{path / MANIFEST}")
-        for name in manifest.files:
-            if Path(name).name != name or "\\" in name:
-                raise ModelMismatchError(f"{path}: file name {name!r} would leave the bundle")
-        return cls(path, manifest)
+        return cls(path, Manifest.from_bytes(data, f"{path / MANIFEST}"))
 
     @property
     def fingerprint(self) -> bytes:
@@ -179,7 +227,7 @@ class Bundle:
         try:
             with np.load(io.BytesIO(self.read(TABLES)), allow_pickle=False) as arrays:
                 return Tables.from_arrays(dict(arrays))
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (ConfigError, *_UNREADABLE) as error:
             raise ModelMismatchError(f"{self.path / TABLES}: unreadable ({error})") from None
 
     def check(self) -> None:
@@ -205,12 +253,13 @@ def _read_file(path: Path, name: str, limit: int) -> bytes:
     try:
         if path.is_dir():
             with (path / name).open("rb") as file:
-                return file.read(limit + 1)
+                # The limit comes from the manifest, and a read of n bytes asks for n bytes at once.
+                return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
         with zipfile.ZipFile(path) as archive, archive.open(name) as member:
             return member.read(limit + 1)
     except (FileNotFoundError, KeyError):
         raise ModelMismatchError(f"{path}: no bundle here (found no {name})") from None
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ModelMismatchError(f"{path}: {name} cannot be read ({error})") from None
 
 
@@ -229,10 +278,14 @@ def safetensors_index(data: bytes) -> dict[str, tuple[str, tuple[int, ...], int,
         index = {}
         for name, entry in header.items():
             if name != "__metadata__":
-                begin, end = entry["data_offsets"]
+                begin, end = map(operator.index, entry["data_offsets"])
+                if not 0 <= begin <= end <= len(data) - base:
+                    raise ValueError(f"{name} lies at {begin} to {end}")
                 index[name] = (entry["dtype"], tuple(entry["shape"]), base + begin, base + end)
         return index
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         raise ModelMismatchError(f"{WEIGHTS}: not a safetensors file ({error!r})") from None
 
 
@@ -268,10 +321,13 @@ def write_bundle(
     are filled in here.
 
     Raises:
-        OutputError: the target exists, or cannot be written.
+        OutputError: the target exists, is no bundle that could be replaced, or cannot be written;
+            then whatever was there still is.
     """
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; choose another name or overwrite")
+    if target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir()):
+        raise OutputError(f"{target}: is a folder of other things and will not be replaced")
     with np.load(io.BytesIO(files[TABLES]), allow_pickle=False) as arrays:
         tables = Tables.from_arrays(dict(arrays))
     values = {f.name: getattr(manifest, f.name) for f in fields(manifest)}
@@ -304,9 +360,15 @@ def _write_whole(target: Path, content: Mapping[str, bytes]) -> None:
             fresh.mkdir()
             for name, data in content.items():
                 (fresh / name).write_bytes(data)
+        previous = scratch / "previous"
         if target.exists():
-            target.rename(scratch / "previous")
-        fresh.rename(target)
+            target.rename(previous)
+        try:
+            fresh.rename(target)
+        except BaseException:
+            if previous.exists():
+                previous.rename(target)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -6,7 +6,6 @@ A bundle is found by a path, by family name and rate point, or by the fingerprin
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,10 +20,11 @@ DEFAULT_MODEL = "bmshj2018-factorized-relu-lite"
 def user_folder() -> Path:
     """Return where `lic models import` puts bundles unless told otherwise."""
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     else:
-        base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
-    return base / "lic" / "bundles"
+        # Set to nothing means not set (XDG base directory specification).
+        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "lic" / "bundles"
 
 
 def search_path() -> list[Path]:
@@ -42,16 +42,15 @@ def all_bundles() -> list[Bundle]:
     return [found[key] for key in sorted(found)]
 
 
-@cache
-def _bundles_in(folder: Path) -> tuple[Bundle, ...]:
-    return tuple(_scan(folder))
+def _bundles_in(folder: Path) -> Iterator[Bundle]:
+    """Yield bundles in `folder` and one level of family folders below it.
 
-
-def _scan(folder: Path) -> Iterator[Bundle]:
-    """Yield bundles in `folder` and one level of family folders below it."""
+    Read anew every time: bundles come and go while a process lives, and a manifest is small.
+    """
     if not folder.is_dir():
         return
-    for path in sorted(folder.glob("*")) + sorted(folder.glob("*/*")):
+    # A leading dot is how unfinished bundles are named.
+    for path in sorted(folder.glob("[!.]*")) + sorted(folder.glob("[!.]*/[!.]*")):
         if path.suffix == ".zip" or (path.is_dir() and (path / MANIFEST).is_file()):
             try:
                 yield Bundle.open(path)
@@ -80,7 +79,11 @@ def select(model: str | None = None, rate_point: int | None = None) -> Bundle:
 def family(model: str | None = None, rate_points: Sequence[int] | None = None) -> list[Bundle]:
     """Return a family's bundles by rate point, all of them or those named; errors as `select`."""
     name = model or DEFAULT_MODEL
-    rates = {b.manifest.rate_point: b for b in _named(name)}
+    found = _named(name)
+    names = sorted({b.manifest.name for b in found})
+    if len(names) > 1:
+        raise ConfigError(f"{name} holds bundles of several models: {', '.join(names)}; name one")
+    rates = {b.manifest.rate_point: b for b in found}
     for wanted in rate_points or ():
         if wanted not in rates:
             points = ", ".join(str(r) for r in sorted(rates))
@@ -127,10 +130,9 @@ def _named(model: str) -> list[Bundle]:
     path = Path(model)
     if path.is_file() or (path / MANIFEST).is_file():
         return [Bundle.open(path)]
-    if path.is_dir():
-        found = list(_bundles_in(path.resolve()))
-    else:
-        found = [b for b in all_bundles() if b.manifest.name == model]
+    found = list(_bundles_in(path)) if path.is_dir() else []
+    # A folder that happens to be called like a model, such as that of a training run, hides none.
+    found = found or [b for b in all_bundles() if b.manifest.name == model]
     if not found:
         names = ", ".join(sorted({b.manifest.name for b in all_bundles()})) or "none"
         raise ModelMismatchError(
