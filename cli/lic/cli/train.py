@@ -69,6 +69,7 @@ def bmshj2018(
         lmbda=lmbda, steps=steps, batch=batch, crop=crop, lr=lr, entropy_lr=entropy_lr,
         optimizer=cast(Any, optimizer), start=cast(Any, start), warmup_steps=warmup_steps,
         max_grad_norm=max_grad_norm, ema=ema, checkpoint_every=checkpoint_every, seed=seed,
+        init=init.name if init else "",
     )  # fmt: skip
     out = Output(-1 if quiet else 0)
     model = _new_model(size, act, init)

@@ -125,7 +125,8 @@ class Codec:
                 fingerprint=self.bundle.fingerprint,
             )
             model = Model(name=self.bundle.label, source=self.bundle.manifest.source)
-        return _finish(picture, header, streams, crc, model, stages)
+        encoded = _finish(picture, header, streams, crc, model, stages)
+        return replace(encoded, notes=(*encoded.notes, *self.backend.notes))
 
     def _code(self, pixels: NDArray[np.uint8], stages: Stages) -> tuple[tuple[bytes, ...], int]:
         """Return the entropy streams of pixels (H, W, C) and the symbols' CRC."""
@@ -147,7 +148,8 @@ class Codec:
         """
         stages = Stages()
         pixels = self._decode(file.header, file.tiles[0], stages)
-        return _restore(file, pixels, stages)
+        decoded = _restore(file, pixels, stages)
+        return replace(decoded, notes=(*decoded.notes, *self.backend.notes))
 
     def _decode(self, header: Header, tile: Tile, stages: Stages) -> NDArray[np.uint8]:
         stride = self.bundle.manifest.stride

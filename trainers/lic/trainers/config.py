@@ -15,6 +15,8 @@ Optimizer = Literal["adam", "soap"]
 class TrainConfig:
     """One run of the rate-distortion loop; every field is an option of `lic train`.
 
+    `init` names the model that the run goes on from, for the record; empty for a fresh start.
+
     Raises:
         ConfigError: a value that cannot work; the message names the option.
     """
@@ -34,6 +36,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     log_every: int = 100
     seed: int = 0
+    init: str = ""
 
     def __post_init__(self) -> None:
         for name in ("lmbda", "lr", "entropy_lr"):

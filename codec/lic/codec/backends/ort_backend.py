@@ -3,6 +3,7 @@
 Shapes: as in `base`.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ PROVIDERS: dict[str, str] = {
     "openvino": "OpenVINOExecutionProvider",
     "qnn": "QNNExecutionProvider",
 }
+
+
+_OUT_OF_MEMORY = re.compile("bad_alloc|bad allocation|allocate memory|out of memory", re.IGNORECASE)
 
 
 class OrtBackend(FactorizedBackend):
@@ -64,11 +68,12 @@ class OrtBackend(FactorizedBackend):
                 self._session(graph)
 
     def _run(self, graph: str, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        session = self._session(graph)
         try:
-            (result,) = self._session(graph).run(None, {name: value})
-        except MemoryError:
-            raise
+            (result,) = session.run(None, {name: value})
         except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
+            if _OUT_OF_MEMORY.search(str(error)):
+                raise MemoryError(str(error)) from None
             raise NumericsError(
                 f"{graph} failed in ONNX Runtime on {self.device}: {error}"
             ) from None
@@ -88,12 +93,9 @@ class OrtBackend(FactorizedBackend):
         # From memory: exactly the bytes whose hash was checked, and it works inside a .zip.
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         providers = list(dict.fromkeys([self._provider, PROVIDERS["cpu"]]))
+        model = self._bundle.read(graph)
         try:
-            session = onnxruntime.InferenceSession(
-                self._bundle.read(graph), options, providers=providers
-            )
-        except ModelMismatchError:
-            raise
+            session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
             raise ModelMismatchError(
                 f"{self._bundle.path / graph}: ONNX Runtime {onnxruntime.__version__} cannot load "

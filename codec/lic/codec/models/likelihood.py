@@ -18,6 +18,8 @@ from lic.codec.models.blocks import LowerBound
 
 TAIL_MASS = 1e-9
 LIKELIHOOD_BOUND = 1e-9
+# Steps to either side of the median; tables keep 255, and memory grows with the widest channel.
+_WIDEST = 2**12
 
 
 class EntropyBottleneck(nn.Module):
@@ -155,12 +157,18 @@ class EntropyBottleneck(nn.Module):
 
     @torch.no_grad()
     def pmfs(self) -> tuple[list[NDArray[np.float64]], list[int]]:
-        """Return each channel's probabilities (escape mass last) and its smallest symbol."""
+        """Return each channel's probabilities (escape mass last) and its smallest symbol.
+
+        Raises:
+            NumericsError: a channel has parameters that are no numbers.
+        """
+        self._check_finite()
         quantiles = self.quantiles[:, 0].double()
         medians = quantiles[:, 1]
-        minima = torch.ceil(medians - quantiles[:, 0]).int().clamp(min=0)
-        maxima = torch.ceil(quantiles[:, 2] - medians).int().clamp(min=0)
-        samples = torch.arange(int((minima + maxima).max()) + 1, dtype=torch.float64)
+        minima = torch.ceil(medians - quantiles[:, 0]).clamp(0, _WIDEST).int()
+        maxima = torch.ceil(quantiles[:, 2] - medians).clamp(0, _WIDEST).int()
+        longest = int((minima + maxima).max()) + 1
+        samples = torch.arange(longest, dtype=torch.float64, device=quantiles.device)
         starts = medians - minima
         mass = self.interval_probability(starts[:, None, None] + samples)[:, 0].cpu().numpy()
         lengths = (minima + maxima + 1).tolist()
@@ -171,5 +179,18 @@ class EntropyBottleneck(nn.Module):
         return rows, (-minima).tolist()
 
     def tables(self) -> Tables:
-        """Return the integer tables that a bundle freezes."""
+        """Return the integer tables that a bundle freezes.
+
+        Raises:
+            NumericsError: a channel has parameters that are no numbers.
+        """
         return build_tables(*self.pmfs())
+
+    def _check_finite(self) -> None:
+        parameters = torch.cat([p.flatten(1) for p in self.parameters()], dim=1)
+        bad = (~torch.isfinite(parameters)).any(dim=1).nonzero()
+        if len(bad):
+            raise NumericsError(
+                f"entropy_bottleneck: channel {int(bad[0])} has NaN or infinite parameters; train "
+                "on from an earlier checkpoint"
+            )

@@ -1,0 +1,76 @@
+"""Engines: what was asked for and what really runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from lic.codec.backends import ort_backend
+from lic.codec.backends.ort_backend import OrtBackend
+from lic.codec.bundle import Bundle
+from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
+from lic.codec.image_io import Picture
+from lic.codec.pipeline import Codec
+
+
+def test_a_provider_that_is_missing_is_named(tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match=r"TensorrtExecutionProvider.*available: .*CPU"):
+        OrtBackend(Bundle.open(tiny_bundle), device="tensorrt")
+
+
+def test_a_provider_by_its_full_name(tiny_bundle: Path, photo: NDArray[np.uint8]) -> None:
+    codec = Codec(Bundle.open(tiny_bundle), device="CPUExecutionProvider")
+    assert codec.compress(Picture(pixels=photo)).notes == ()
+
+
+def test_a_fallback_is_reported(
+    tiny_bundle: Path, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime silently uses the CPU where a provider fails to start."""
+    available = [*onnxruntime.get_available_providers(), "CUDAExecutionProvider"]
+    session = onnxruntime.InferenceSession
+
+    def without_cuda(model: bytes, options: Any, *, providers: list[str]) -> Any:
+        assert providers[0] == "CUDAExecutionProvider"
+        return session(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(ort_backend.onnxruntime, "InferenceSession", without_cuda)
+    codec = Codec(Bundle.open(tiny_bundle), backend="onnx", device="cuda")
+    (note,) = codec.compress(Picture(pixels=photo)).notes
+    assert "asked for CUDAExecutionProvider" in note
+    assert "runs on CPUExecutionProvider" in note
+
+
+def test_running_out_of_memory_is_not_a_fault_of_the_numbers(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = OrtBackend(Bundle.open(tiny_bundle))
+
+    class Session:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def run(self, *_: object) -> None:
+            raise RuntimeError(self.text)
+
+    x = np.zeros((1, 3, 16, 16), np.float32)
+    monkeypatch.setattr(backend, "_session", lambda _: Session("Failed to allocate memory for 9"))
+    with pytest.raises(MemoryError):
+        backend.analyze(x)
+    monkeypatch.setattr(backend, "_session", lambda _: Session("Conv: invalid something"))
+    with pytest.raises(NumericsError, match=r"encoder\.onnx failed"):
+        backend.analyze(x)
+
+
+def test_a_graph_that_does_not_load_is_the_bundles_fault(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    read = bundle.read
+    monkeypatch.setattr(bundle, "read", lambda name: b"?" if name.endswith("onnx") else read(name))
+    with pytest.raises(ModelMismatchError, match=r"encoder\.onnx.*cannot load"):
+        OrtBackend(bundle).analyze(np.zeros((1, 3, 16, 16), np.float32))
