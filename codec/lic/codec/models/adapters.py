@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lic.codec.errors import ModelMismatchError
+from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models.blocks import Activation
 from lic.codec.models.bmshj2018 import FactorizedConfig, FactorizedPrior
 
@@ -50,11 +50,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # torch and safetensors raise a dozen kinds on damaged files.
         raise ModelMismatchError(f"{path}: cannot be read as weights ({error})") from None
-    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    # Not for ever: a mapping may contain itself.
+    for _ in range(4):
+        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+            content = content["state_dict"]
+    if not _is_state_dict(content):
         raise ModelMismatchError(f"{path}: expected a state dict of tensors")
     return dict(content)
+
+
+def _is_state_dict(content: object) -> bool:
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
 
 
 def factorized_from_state_dict(
@@ -102,12 +110,15 @@ def _config(state: Mapping[str, Tensor], normalisation: Activation) -> Factorize
     sides: list[Activation] = [
         normalisation if f"{side}.1.beta" in state else "relu" for side in ("g_a", "g_s")
     ]
-    config = FactorizedConfig(
-        N=first.shape[0],
-        M=last.shape[0],
-        encoder_activation=sides[0],
-        decoder_activation=sides[1],
-    )
+    try:
+        config = FactorizedConfig(
+            N=first.shape[0],
+            M=last.shape[0],
+            encoder_activation=sides[0],
+            decoder_activation=sides[1],
+        )
+    except ConfigError as error:
+        raise ModelMismatchError(f"not a bmshj2018-factorized state dict: {error}") from None
     with torch.device("meta"):
         wanted = FactorizedPrior(config).state_dict()
     for name, value in state.items():
