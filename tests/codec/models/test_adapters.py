@@ -1,0 +1,261 @@
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lic.codec.errors import ModelMismatchError
+from lic.codec.models import FactorizedPrior
+from lic.codec.models.adapters import factorized_from_state_dict, read_state_dict
+from lic.codec.models.blocks import Activation
+
+MakeModel = Callable[..., FactorizedPrior]
+State = dict[str, Tensor]
+
+# The bottleneck's names in CompressAI's checkpoints, newest first: prefix and number's separator.
+GENERATIONS: dict[str, dict[str, str]] = {
+    "matrices.0": {},
+    "_matrix0": {"matrices.": "_matrix", "biases.": "_bias", "factors.": "_factor"},
+    "_matrices.0": {"matrices.": "_matrices.", "biases.": "_biases.", "factors.": "_factors."},
+}
+
+
+@pytest.fixture(scope="module")
+def model(make_model: MakeModel) -> FactorizedPrior:
+    return make_model()
+
+
+@pytest.fixture
+def state(model: FactorizedPrior) -> State:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("tables", [False, True], ids=["bare", "updated"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_generation_of_names_loads(
+    model: FactorizedPrior, state: State, generation: str, prefix: str, tables: bool
+) -> None:
+    if tables:
+        state |= _filled_tables(12)
+    foreign = {prefix + _rename(k, GENERATIONS[generation]): v for k, v in state.items()}
+    assert any(generation in name for name in foreign)
+    loaded = factorized_from_state_dict(foreign)
+    assert not loaded.training
+    _assert_same_model(loaded, model)
+
+
+def test_files_without_any_table_buffers_load(model: FactorizedPrior, state: State) -> None:
+    for name in _filled_tables(12):
+        del state[name]
+    _assert_same_model(factorized_from_state_dict(state), model)
+
+
+def test_half_precision_files_give_single_precision_models(state: State) -> None:
+    half = {name: value.half() for name, value in state.items()}
+    loaded = factorized_from_state_dict(half)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_loading_leaves_the_callers_tensors_alone(state: State) -> None:
+    before = {name: value.clone() for name, value in state.items()}
+    loaded = factorized_from_state_dict(state)
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.zero_()
+    assert state.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("decoder", ["gdn", "igdn1", "relu"])
+@pytest.mark.parametrize("encoder", ["gdn", "igdn1", "relu"])
+def test_sides_may_differ_in_their_activations(
+    make_model: MakeModel, encoder: Activation, decoder: Activation
+) -> None:
+    kinds = {encoder, decoder} - {"relu"}
+    if len(kinds) == 2:
+        return  # GDN and GDN1 have the same tensors: a file with both cannot tell which is where.
+    model = make_model(encoder, decoder)
+    (normalisation,) = kinds or {"gdn"}
+    loaded = factorized_from_state_dict(model.state_dict(), normalisation=normalisation)
+    assert loaded.config == model.config
+    _assert_same_model(loaded, model)
+
+
+@pytest.mark.parametrize("name", ["g_s.4.weight", "g_a.3.gamma", "entropy_bottleneck.biases.4"])
+def test_missing_tensors_are_named(state: State, name: str) -> None:
+    del state[name]
+    with pytest.raises(ModelMismatchError, match=f"missing {name}; unexpected nothing"):
+        factorized_from_state_dict(state)
+
+
+def test_unexpected_tensors_are_named(state: State) -> None:
+    state["h_a.0.weight"] = torch.zeros(1)
+    with pytest.raises(ModelMismatchError, match=r"missing nothing; unexpected h_a.0.weight"):
+        factorized_from_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "name, shape, expected",
+    [
+        ("g_s.6.weight", (8, 4, 5, 5), (8, 3, 5, 5)),
+        ("g_a.5.beta", (9,), (8,)),
+        ("entropy_bottleneck.quantiles", (13, 1, 3), (12, 1, 3)),
+        ("entropy_bottleneck.matrices.2", (12, 4, 3), (12, 3, 3)),
+    ],
+)
+def test_tensors_of_another_shape_are_named_with_both_shapes(
+    state: State, name: str, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    state[name] = torch.zeros(shape)
+    with pytest.raises(ModelMismatchError) as caught:
+        factorized_from_state_dict(state)
+    assert str(caught.value) == f"{name} has shape {shape}; expected {expected}"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"conv1.weight": torch.zeros(3)},
+        {"g_a.0.weight": torch.zeros(8, 3, 5, 5)},
+        {"g_a.0.weight": torch.zeros(8), "g_a.6.weight": torch.zeros(8)},
+        {"g_a.0.weight": torch.zeros(0, 3, 5, 5), "g_a.6.weight": torch.zeros(8, 8, 5, 5)},
+        {"g_a.0.weight": torch.zeros(8, 3, 5, 5), "g_a.6.weight": torch.zeros(9999, 8, 1, 1)},
+    ],
+)
+def test_other_models_are_refused(state: State) -> None:
+    with pytest.raises(ModelMismatchError):
+        factorized_from_state_dict(state)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".safetensors"])
+def test_files_give_back_what_was_saved(tmp_path: Path, state: State, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
+    _assert_same_state(read_state_dict(path), state)
+
+
+def test_training_checkpoints_are_unwrapped(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save({"epoch": 7, "state_dict": {"state_dict": state}, "lr": [1e-4]}, path)
+    _assert_same_state(read_state_dict(path), state)
+
+
+class _Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._path,))
+
+
+def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path, state: State) -> None:
+    trace = tmp_path / "trace"
+    assert pickle.loads(pickle.dumps(_Trap(trace))) is None and trace.exists(), "no trap at all"
+    trace.unlink()
+    zipped, legacy, bare = (tmp_path / name for name in ("zipped.pth", "legacy.pth", "bare.pth"))
+    torch.save({**state, "trap": _Trap(trace)}, zipped)
+    torch.save({"trap": _Trap(trace)}, legacy, _use_new_zipfile_serialization=False)
+    bare.write_bytes(pickle.dumps(_Trap(trace), protocol=2))
+    for path in (zipped, legacy, bare):
+        with pytest.raises(ModelMismatchError, match=rf"{path.name}: .* was not loaded"):
+            read_state_dict(path)
+        assert not trace.exists(), f"{path.name} ran its code"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": 5},
+        {"epoch": 3},
+        [torch.zeros(1)],
+        torch.zeros(1),
+        {0: torch.zeros(1)},
+        "text",
+    ],
+)
+def test_files_with_something_else_are_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(content, path)
+    with pytest.raises(ModelMismatchError, match=r"other.pth: expected a state dict of tensors"):
+        read_state_dict(path)
+
+
+def test_a_file_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["state_dict"] = content
+    path = tmp_path / "endless.pth"
+    torch.save(content, path)
+    with pytest.raises(ModelMismatchError, match="endless"):
+        read_state_dict(path)
+
+
+def _damages(data: bytes) -> Iterator[bytes]:
+    yield b""
+    yield b"\0"
+    yield b"not weights at all, but text of some length\n" * 10
+    yield data[: len(data) // 2]
+    yield data[:-1]
+    yield data[100:]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_and_empty_files_are_refused_by_name(
+    tmp_path: Path, state: State, suffix: str
+) -> None:
+    path = tmp_path / f"damaged{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
+    for data in _damages(path.read_bytes()):
+        path.write_bytes(data)
+        with pytest.raises(ModelMismatchError, match=f"damaged{suffix}: "):
+            read_state_dict(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"missing{suffix}"
+    with pytest.raises(ModelMismatchError, match=f"missing{suffix}: no such file"):
+        read_state_dict(path)
+    path.mkdir()
+    with pytest.raises(ModelMismatchError, match=f"missing{suffix}: cannot be read"):
+        read_state_dict(path)
+
+
+def _rename(name: str, substitutions: Mapping[str, str]) -> str:
+    for new, old in substitutions.items():
+        name = name.replace(f"entropy_bottleneck.{new}", f"entropy_bottleneck.{old}")
+    return name
+
+
+def _filled_tables(channels: int) -> State:
+    """Return table buffers as `update()` leaves them."""
+    return {
+        "entropy_bottleneck._offset": torch.full((channels,), -9, dtype=torch.int32),
+        "entropy_bottleneck._quantized_cdf": torch.ones(channels, 21, dtype=torch.int32),
+        "entropy_bottleneck._cdf_length": torch.full((channels,), 21, dtype=torch.int32),
+    }
+
+
+def _assert_same_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[name]) for name, value in state.items())
+
+
+def _assert_same_model(model: FactorizedPrior, wanted: FactorizedPrior) -> None:
+    _assert_same_state(model.state_dict(), wanted.state_dict())
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(x).x_hat, wanted(x).x_hat)
