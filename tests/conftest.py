@@ -31,13 +31,17 @@ def _tiny_model(seed: int, activation: Activation = "relu") -> "FactorizedPrior"
     config = FactorizedConfig(
         N=8, M=12, encoder_activation=activation, decoder_activation=activation
     )
+    threads = torch.get_num_threads()
+    # On tensors this small, threads that wait for each other cost more than they give.
+    torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FactorizedPrior(config)
         crops = torch.from_numpy(_crop(0, 0, 256, 256)).permute(2, 0, 1)[None].float() / 255
         if activation == "relu":
             pca_start(model, crops, lmbda=0.013)
-        fit_densities(model, crops, steps=100, lr=0.05)
+        fit_densities(model, crops, steps=40, lr=0.1)
+    torch.set_num_threads(threads)
     return model.eval()
 
 

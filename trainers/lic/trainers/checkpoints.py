@@ -1,21 +1,23 @@
 """Checkpoints of a training run: written whole or not at all, read without pickle's powers."""
 
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lic.codec.errors import TrainingError
+from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import FactorizedPrior
 
 NAME = "checkpoint.pt"
+ENTRIES = frozenset(
+    "step train_config model_config model averaged ema optimizers objective".split()
+)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path` through a temporary name in the same folder."""
+    """Write `state`, which has all ENTRIES, to `path` through another name in its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
@@ -30,17 +32,20 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that `save` wrote.
+    """Read the checkpoint of a run.
 
     Raises:
         TrainingError: missing, damaged, or holding anything but tensors and plain values.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path}: cannot be read as a checkpoint ({error})") from None
+    except Exception as error:  # torch raises a dozen kinds on damaged files.
+        reason = str(error).strip().partition("\n")[0]
+        raise TrainingError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+    if not isinstance(state, dict) or not state.keys() >= ENTRIES:
+        raise TrainingError(f"{path}: not a training checkpoint of lic")
     return state
 
 
@@ -54,6 +59,6 @@ def load_model(path: Path) -> tuple[FactorizedPrior, dict[str, Any]]:
     try:
         model = FactorizedPrior.from_dict(state["model_config"])
         model.load_state_dict(state["averaged"])
-    except (KeyError, RuntimeError) as error:
+    except (ConfigError, RuntimeError) as error:
         raise TrainingError(f"{path}: not a training checkpoint of lic ({error})") from None
     return model.eval(), {**state["train_config"], "steps_done": state["step"]}

@@ -1,9 +1,10 @@
 """The options of a training run."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from lic.codec.errors import ConfigError
 
@@ -39,6 +40,15 @@ class TrainConfig:
     init: str = ""
 
     def __post_init__(self) -> None:
+        for name, default in ((field.name, field.default) for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(default, float):
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                self._require(name, number and math.isfinite(value), "a finite number")
+            elif isinstance(default, int):
+                self._require(name, type(value) is int, "a whole number")
+            else:
+                self._require(name, isinstance(value, str), "text")
         for name in ("lmbda", "lr", "entropy_lr"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
         for name in ("steps", "batch", "checkpoint_every", "log_every"):
@@ -50,8 +60,8 @@ class TrainConfig:
         )
         self._require("ema", 0 <= self.ema < 1, "0 (off) to below 1")
         self._require("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "0 to 1")
-        self._require("optimizer", self.optimizer in ("adam", "soap"), "adam or soap")
-        self._require("start", self.start in ("pca", "random"), "pca or random")
+        self._require("optimizer", self.optimizer in get_args(Optimizer), "adam or soap")
+        self._require("start", self.start in get_args(Start), "pca or random")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -67,12 +77,14 @@ class TrainConfig:
         """Read a config that `to_dict` wrote as JSON.
 
         Raises:
-            ConfigError: not JSON, or an unknown field.
+            ConfigError: not JSON, an unknown field, or a value that cannot work.
         """
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read as a training config ({error})") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: not a training config; expected a JSON object of options")
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ConfigError(f"{path}: unknown options {', '.join(sorted(unknown))}")

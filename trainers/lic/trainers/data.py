@@ -66,11 +66,18 @@ class RandomCrops:
 
         Where few photos are that large, the crop stays as it is.
         """
-        other = RandomCrops(self._photos, crop=crop, batch=batch, seed=self.seed + 1)
+        other = self._with(crop, batch)
         usable = sum(other._load(path) is not None for path in self._photos[:64])
-        if usable < min(len(self._photos), 64) / 2:
-            return RandomCrops(self._photos, crop=self.crop, batch=batch, seed=self.seed + 1)
-        return other
+        return other if usable >= min(len(self._photos), 64) / 2 else self._with(self.crop, batch)
+
+    def _with(self, crop: int, batch: int) -> "RandomCrops":
+        return RandomCrops(
+            self._photos,
+            crop=crop,
+            batch=batch,
+            seed=self.seed + 1,
+            cache_bytes=self._cache_bytes,
+        )
 
     def _crop(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Draw photos until one is large enough and readable."""
@@ -96,8 +103,9 @@ class RandomCrops:
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            self.unreadable[path] = str(error)
+        # Pillow's decoders let nearly every exception escape on damaged files.
+        except Exception as error:
+            self.unreadable[path] = str(error) or type(error).__name__
             return None
         if min(pixels.shape[:2]) < self.crop:
             self.unreadable[path] = f"{pixels.shape[1]}x{pixels.shape[0]} is under the crop size"

@@ -23,6 +23,8 @@ from lic.trainers.objective import Objective
 from lic.trainers.optimizers import build_optimizers
 from lic.trainers.schedules import warmup_cosine
 
+METRICS = "metrics.jsonl"
+
 Report = Callable[[dict[str, float]], None]
 
 
@@ -59,9 +61,10 @@ class Trainer:
         self.folder = folder
         self.fabric = fabric
         self.step = 0
-        self.ema = Ema(model, config.ema) if config.ema else None
         self._bare = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._bare = self._bare.to(fabric.device)
+        # After the move, so that averages lie on the device of what they average.
+        self.ema = Ema(self._bare, config.ema) if config.ema else None
         self._optimizers = build_optimizers(self._bare, config)
         self.model: Any
         self.model, *wrapped = fabric.setup(self._bare, *self._optimizers)
@@ -72,10 +75,17 @@ class Trainer:
         """Train from the present step to the last; checkpoints on the way and at the end.
 
         Raises:
-            TrainingError: the loss is not finite; the last checkpoint stays.
+            TrainingError: the loss or a weight is not finite; the last checkpoint stays.
         """
         # Exact zeros of ReLU drift into denormal numbers, which cost ten times the time.
         torch.set_flush_denormal(True)
+        try:
+            self._run(report)
+        finally:
+            # What follows in this process computes like any other, freezing tables above all.
+            torch.set_flush_denormal(False)
+
+    def _run(self, report: Report) -> None:
         self._bare.train()
         started, first = time.monotonic(), self.step
         while self.step < self.config.steps:
@@ -128,10 +138,10 @@ class Trainer:
             group["lr"] = rate * factor
 
     def _clip(self) -> float:
-        if not self.config.max_grad_norm:
-            return float("nan")
+        """Clip where asked to; returns the gradient's norm before."""
         transforms = [*self._bare.g_a.parameters(), *self._bare.g_s.parameters()]
-        return float(torch.nn.utils.clip_grad_norm_(transforms, self.config.max_grad_norm))
+        limit = self.config.max_grad_norm or float("inf")
+        return float(torch.nn.utils.clip_grad_norm_(transforms, limit))
 
     def _check_finite(self, loss: Tensor, terms: Terms) -> None:
         if not torch.isfinite(loss):
@@ -143,7 +153,7 @@ class Trainer:
     def _log(self, values: dict[str, float]) -> None:
         if self.fabric.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "metrics.jsonl").open("a") as file:
+            with (self.folder / METRICS).open("a") as file:
                 file.write(json.dumps(values) + "\n")
 
     def averaged(self) -> dict[str, Tensor]:
@@ -154,7 +164,18 @@ class Trainer:
         return state
 
     def save(self) -> None:
-        """Write the checkpoint of the present step."""
+        """Write the checkpoint of the present step.
+
+        Raises:
+            TrainingError: a weight is not finite; the last checkpoint stays.
+        """
+        # A finite loss can have a gradient that is not, and no later step would mend the weights.
+        for name, parameter in self._bare.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise TrainingError(
+                    f"step {self.step}: {name} is not finite; the last checkpoint is kept. "
+                    "Try a lower --lr"
+                )
         if self.fabric.is_global_zero:
             state = {
                 "step": self.step,
@@ -175,9 +196,10 @@ class Trainer:
             TrainingError: no readable checkpoint, or one of another run's options.
         """
         state = checkpoints.load(self.folder / checkpoints.NAME)
-        if state["train_config"] != self.config.to_dict():
-            wanted, found = self.config.to_dict(), state["train_config"]
-            names = [k for k in wanted if found.get(k) != wanted[k]]
+        wanted = {**self._bare.config.to_dict(), **self.config.to_dict()}
+        found = {**state["model_config"], **state["train_config"]}
+        names = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
+        if names:
             raise TrainingError(
                 f"{self.folder}: the checkpoint was made with other values of {', '.join(names)}; "
                 "resume with the same options, or start in a new folder"
@@ -190,3 +212,20 @@ class Trainer:
                 self.ema.shadow[name].copy_(value)
         self.objective.load_state_dict(state["objective"])
         self.step = state["step"]
+        self._forget_later_metrics()
+
+    def _forget_later_metrics(self) -> None:
+        """Drop the lines of steps that an interrupted run did after its last checkpoint."""
+        path = self.folder / METRICS
+        if self.fabric.is_global_zero and path.is_file():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) <= self.step]
+            path.write_text("".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line of metrics; a line cut off by a crash counts as later than any."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

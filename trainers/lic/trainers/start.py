@@ -39,8 +39,11 @@ def pca_start(model: FactorizedPrior, crops: Tensor, *, lmbda: float, noise: flo
     Taps that the block transform does not use get `noise` times the framework's random start.
 
     Raises:
-        ConfigError: an activation other than ReLU, for which the head room would be wrong.
+        ConfigError: an activation other than ReLU, for which the head room would be wrong, or a
+            single hidden channel, which the constants need.
     """
+    if model.config.N < 2:
+        raise ConfigError(f"--start pca needs N of 2 or more, found {model.config.N}")
     activations = {model.config.encoder_activation, model.config.decoder_activation}
     if activations != {"relu"}:
         raise ConfigError(
@@ -152,7 +155,7 @@ def prepare(
 
     A model that comes from another run keeps its transforms; only its entropy model is fitted.
     """
-    wide = crops.wider(crop=256, batch=32).batch(0)
+    wide = crops.wider(crop=192, batch=16).batch(0)
     if fresh and config.start == "pca":
         pca_start(model, wide, lmbda=config.lmbda)
     if not fresh or config.start == "pca":

@@ -1,0 +1,45 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def pink(seed: int, size: int) -> NDArray[np.float32]:
+    """Return a smooth picture (3, size, size) in [0, 1] whose spectrum falls like a photo's."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
+    falloff = 1 / np.maximum(np.hypot(rows, columns), 1 / size)
+    gray = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(1, size, size))) * falloff, s=(size, size))
+    colour = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(3, size, size))) * falloff, s=(size, size))
+    picture = gray + 0.2 * colour
+    clipped = np.clip(0.5 + 0.15 * picture / picture.std(), 0, 1)
+    return np.asarray(clipped, np.float32)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On tensors this small, threads that wait for each other cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def smooth_crops() -> torch.Tensor:
+    """Crops (8, 3, 128, 128) in [0, 1]."""
+    return torch.from_numpy(np.stack([pink(seed, 128) for seed in range(8)]))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four pictures of 64x64, a.png to d.png."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed, name in enumerate("abcd"):
+        pixels = np.rint(pink(seed, 64) * 255).astype(np.uint8).transpose(1, 2, 0)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return folder
