@@ -19,7 +19,7 @@ from lic.codec.bundle import (
     tables_to_npz,
     write_bundle,
 )
-from lic.codec.errors import ConfigError
+from lic.codec.errors import ConfigError, ExportError, OutputError
 from lic.codec.models import FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 from lic.export.onnx_export import OPSET, check_graph, export_graph, share_weights
@@ -64,9 +64,12 @@ def make_bundle(
     tables included, comes from the rounded model.
 
     Raises:
-        ExportError: a graph cannot be exported or differs from torch; nothing is written.
+        ExportError: a weight is not finite, or a graph cannot be exported or differs from torch;
+            nothing is written.
         OutputError: the target exists.
     """
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: exists already; choose another name or overwrite")
     weights = _stored_weights(model, dtype)
     frozen = type(model)(model.config)
     frozen.load_state_dict(
@@ -100,6 +103,9 @@ def _stored_weights(model: FactorizedPrior, dtype: str) -> dict[str, Tensor]:
     for name, value in model.state_dict().items():
         shrink = dtype == "float16" and name.startswith(("g_a.", "g_s."))
         kept = value.detach().cpu().to(torch.float16) if shrink else value.detach().cpu()
+        if kept.is_floating_point() and not bool(torch.isfinite(kept).all()):
+            largest = float(value.abs().max())
+            raise ExportError(f"{name}: not finite in {kept.dtype} (largest magnitude {largest:g})")
         stored[name] = kept.contiguous()
     return stored
 
