@@ -1,0 +1,86 @@
+"""What the README tells people to type works as it is written."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def _section(title: str) -> str:
+    start = README.index(f"\n## {title}\n")
+    end = README.find("\n## ", start + 4)
+    return README[start:end]
+
+
+def _commands(text: str) -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with photo.png and photos/, as the README assumes."""
+    (tmp_path / "photos" / "trip").mkdir(parents=True)
+    with Image.open(ROOT / "samples" / "kodim23.png") as image:
+        small = image.crop((300, 100, 460, 220))
+    for name in ("photo.png", "photos/a.png", "photos/trip/b.jpg"):
+        small.save(tmp_path / name)
+    return tmp_path
+
+
+def test_commands_of_the_section_on_use(photos: Path) -> None:
+    commands = _commands(_section("Use"))
+    assert len(commands) > 8
+    lic = f"{shlex.quote(sys.executable)} -c 'from lic.cli.app import main; main()'"
+    for command in commands:
+        assert command.startswith("lic ")
+        done = subprocess.run(
+            lic + command[3:], shell=True, cwd=photos, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    assert (photos / "piped.lic").read_bytes().startswith(b"\x89LIC")
+    assert (photos / "pictures" / "trip" / "b.webp").is_file()
+
+
+def test_the_python_example(photos: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    subprocess.run([sys.executable, "-c", code], cwd=photos, check=True, timeout=120)
+    with Image.open(photos / "python.png") as image:
+        assert image.size == (160, 120)
+
+
+def test_exit_codes_are_those_of_the_program() -> None:
+    from lic.cli.app import app
+    from lic.cli.console import Exit
+
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", _section("Use"), re.MULTILINE)}
+    assert listed == {int(code) for code in Exit}
+    assert app.info.epilog is not None
+    assert {int(code) for code in re.findall(r"(\d+) \w", str(app.info.epilog))} == listed
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
+
+
+def test_links_lead_somewhere() -> None:
+    for page in ("README.md", "CONTRIBUTING.md", "codec/FORMAT.md"):
+        text = (ROOT / page).read_text()
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            if "://" not in link:
+                assert ((ROOT / page).parent / link).exists(), (page, link)
+
+
+def test_nothing_is_left_to_be_filled_in() -> None:
+    for page in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "codec/FORMAT.md"):
+        text = (ROOT / page).read_text()
+        left = [c for c in re.findall(r"<!-- ([\w-]+) -->", text)]
+        assert left == [], page
