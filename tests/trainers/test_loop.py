@@ -47,6 +47,7 @@ def trainer(
     config: TrainConfig = CONFIG,
     *,
     n: int = 8,
+    device: str = "cpu",
     objective: RateDistortion | None = None,
 ) -> Trainer:
     torch.manual_seed(1)
@@ -54,7 +55,7 @@ def trainer(
         FactorizedConfig(N=n, M=12, encoder_activation="relu", decoder_activation="relu")
     )
     crops = RandomCrops(find_photos(photos), crop=config.crop, batch=config.batch, seed=config.seed)
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = Fabric(accelerator=device, devices=1)
     return Trainer(model, config, objective or RateDistortion(config.lmbda), crops, folder, fabric)
 
 
@@ -199,3 +200,20 @@ def test_the_rate_follows_the_schedule_and_the_norm_is_logged(tmp_path: Path, ph
 def test_after_a_run_small_numbers_are_themselves_again(tmp_path: Path, photos: Path) -> None:
     trainer(tmp_path, photos, replace(CONFIG, steps=1)).run(quiet)
     assert float(torch.tensor(1e-38) / 1000) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu_goes_on_where_it_stopped(tmp_path: Path, photos: Path) -> None:
+    for steps in (3, 6):
+        run = trainer(tmp_path, photos, replace(CONFIG, checkpoint_every=3), device="cuda")
+        if steps == 6:
+            run.resume()
+            assert run.step == 3
+        assert run.ema is not None
+        assert run.ema.shadow["g_a.0.weight"].is_cuda
+        while run.step < steps:
+            run._train_step()
+            run.step += 1
+        run.save()
+    assert checkpoints.load(tmp_path / checkpoints.NAME)["step"] == 6
