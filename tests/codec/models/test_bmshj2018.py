@@ -113,6 +113,8 @@ def test_decoding_needs_neither_the_encoder_nor_the_density(model: FactorizedPri
         ({"N": 0}, "N is 0"),
         ({"N": -8}, "N is -8"),
         ({"M": 4097}, "M is 4097"),
+        ({"N": 8.5}, "N is 8.5"),
+        ({"N": "8"}, "N is '8'"),
         ({"encoder_activation": "selu"}, "encoder_activation is 'selu'"),
         ({"decoder_activation": ""}, "decoder_activation is ''"),
     ],

@@ -32,8 +32,8 @@ class FactorizedConfig:
 
     def __post_init__(self) -> None:
         for name, value in (("N", self.N), ("M", self.M)):
-            if not 1 <= value <= 4096:
-                raise ConfigError(f"{name} is {value}; expected 1 to 4096 channels")
+            if type(value) is not int or not 1 <= value <= 4096:
+                raise ConfigError(f"{name} is {value!r}; expected 1 to 4096 channels")
         for name in ("encoder_activation", "decoder_activation"):
             if getattr(self, name) not in ACTIVATIONS:
                 found = getattr(self, name)
