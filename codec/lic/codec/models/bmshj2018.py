@@ -108,7 +108,7 @@ class FactorizedPrior(nn.Module):
         """Return a freshly initialised model from a config's dictionary."""
         try:
             return cls(FactorizedConfig(**config))
-        except TypeError as error:
+        except (TypeError, ConfigError) as error:
             raise ConfigError(f"{cls.name}: {error}") from None
 
     def analyze(self, x: Tensor) -> Tensor:
