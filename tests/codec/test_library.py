@@ -1,6 +1,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,3 +174,23 @@ def test_another_model_than_the_files_is_refused(tiny_bundle: Path, tiny_bundle_
     with pytest.raises(ModelMismatchError, match="leave out --model") as failure:
         for_fingerprint(wanted.fingerprint, model=str(tiny_bundle))
     assert wanted.manifest.fingerprint in str(failure.value)
+
+
+@pytest.mark.parametrize("closed", ["shelf", "tiny-relu"])
+def test_a_folder_that_may_not_be_entered_hides_no_other(
+    stocked: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """Permissions as the system reports them; a test run by the administrator has all of them."""
+    second = stocked.parent / "second"
+    shutil.copytree(tiny_bundle, second / "1")
+    monkeypatch.setenv(VARIABLE, os.pathsep.join([str(stocked), str(second)]))
+    real = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if isinstance(path, str | Path) and closed in Path(path).parts[:-1]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert names() == ["tiny-relu q1"]
+    assert for_fingerprint(Bundle.open(second / "1").fingerprint).path == second / "1"

@@ -47,16 +47,19 @@ def _bundles_in(folder: Path) -> Iterator[Bundle]:
 
     Read anew every time: bundles come and go while a process lives, and a manifest is small.
     """
-    if not folder.is_dir():
+    try:
+        # A leading dot is how unfinished bundles are named.
+        paths = sorted(folder.glob("[!.]*")) + sorted(folder.glob("[!.]*/[!.]*"))
+    except OSError:
+        # Another user's home, say: what cannot be entered holds no bundles for this one.
         return
-    # A leading dot is how unfinished bundles are named.
-    for path in sorted(folder.glob("[!.]*")) + sorted(folder.glob("[!.]*/[!.]*")):
-        if path.suffix == ".zip" or (path.is_dir() and (path / MANIFEST).is_file()):
-            try:
+    for path in paths:
+        try:
+            if path.suffix == ".zip" or (path.is_dir() and (path / MANIFEST).is_file()):
                 yield Bundle.open(path)
-            except ModelMismatchError:
-                # One broken bundle must not hide the others; naming it by path reports it.
-                continue
+        except (ModelMismatchError, OSError):
+            # One broken bundle must not hide the others; naming it by path reports it.
+            continue
 
 
 def select(model: str | None = None, rate_point: int | None = None) -> Bundle:
