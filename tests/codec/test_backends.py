@@ -8,7 +8,6 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from lic.codec.backends import ort_backend
 from lic.codec.backends.ort_backend import OrtBackend
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
@@ -38,7 +37,7 @@ def test_a_fallback_is_reported(
         return session(model, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-    monkeypatch.setattr(ort_backend.onnxruntime, "InferenceSession", without_cuda)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without_cuda)
     codec = Codec(Bundle.open(tiny_bundle), backend="onnx", device="cuda")
     (note,) = codec.compress(Picture(pixels=photo)).notes
     assert "asked for CUDAExecutionProvider" in note

@@ -24,7 +24,7 @@ from lic.codec.bundle import WEIGHTS, safetensors_index
 from lic.codec.errors import ExportError
 from lic.codec.models.blocks import GDN
 
-# The newest that torch's default exporter writes without conversion and ONNX Runtime 1.20 reads.
+# The newest that torch's default exporter writes without conversion and ONNX Runtime 1.24 reads.
 OPSET = 20
 SAFETENSORS_TO_ONNX = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
 

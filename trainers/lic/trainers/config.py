@@ -26,7 +26,7 @@ class TrainConfig:
     steps: int = 20_000
     batch: int = 8
     crop: int = 128
-    lr: float = 3e-4
+    lr: float = 1e-3
     entropy_lr: float = 3e-3
     final_lr_fraction: float = 0.01
     warmup_steps: int = 100

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lic.codec.bundle import Bundle
 from lic.codec.latents import FactorizedSteps, State, Steps
 
 
@@ -39,10 +40,11 @@ class Backend(Protocol):
 class FactorizedBackend:
     """What the engines share for the factorized prior, whose state is its symbols (M, h, w)."""
 
-    def __init__(self, channels: int, stride: int) -> None:
-        self._channels = channels
-        self._stride = stride
-        self.steps: Steps = FactorizedSteps(channels)
+    def __init__(self, bundle: Bundle) -> None:
+        # One table a channel, so the tables say how many there are.
+        self._channels = len(bundle.tables)
+        self._stride = bundle.manifest.stride
+        self.steps: Steps = FactorizedSteps(self._channels)
 
     def blank(self, height: int, width: int) -> State:
         """Return the symbols' shape (M, h, w)."""

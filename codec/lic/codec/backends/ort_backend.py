@@ -45,7 +45,7 @@ class OrtBackend(FactorizedBackend):
     name = "onnx"
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
-        super().__init__(int(bundle.manifest.config["M"]), bundle.manifest.stride)
+        super().__init__(bundle)
         self.device = device
         self.notes: tuple[str, ...] = ()
         self._bundle = bundle

@@ -46,7 +46,7 @@ class TorchBackend(FactorizedBackend):
     name = "torch"
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
-        super().__init__(int(bundle.manifest.config["M"]), bundle.manifest.stride)
+        super().__init__(bundle)
         self.notes: tuple[str, ...] = ()
         self._device = _device(device)
         self.device = str(self._device)
