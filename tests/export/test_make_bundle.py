@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from lic.codec.backends import open_backend
 from lic.codec.bundle import DECODER, ENCODER, WEIGHTS, Bundle, safetensors_index
@@ -178,6 +179,18 @@ def test_a_graph_that_differs_from_torch_leaves_nothing_behind(
     with pytest.raises(ExportError, match=rf"^{graph}: .*differ"):
         make_bundle(known_graphs, tmp_path / "deep" / "a", DESCRIPTION)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_stays_as_it_was(known_graphs: FactorizedPrior, tmp_path: Path) -> None:
+    with torch.no_grad():
+        known_graphs.entropy_bottleneck.quantiles.add_(0.25)
+    before = {name: value.clone() for name, value in known_graphs.state_dict().items()}
+    make_bundle(known_graphs, tmp_path / "a", DESCRIPTION)
+    after = known_graphs.state_dict()
+    assert [name for name, value in before.items() if not torch.equal(after[name], value)] == []
+    stored = load_file(tmp_path / "a" / WEIGHTS)
+    found = stored["entropy_bottleneck.quantiles"]
+    assert not torch.equal(found, before["entropy_bottleneck.quantiles"])
 
 
 def test_an_existing_target_is_refused_before_any_work(

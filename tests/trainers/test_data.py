@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from lic.codec.errors import TrainingError
+from lic.codec.image_io import Picture, read_picture
 from lic.trainers.data import RandomCrops, find_photos
 
 
@@ -78,6 +79,8 @@ def test_unusable_files_are_skipped_and_listed(mixed: Path) -> None:
     }  # fmt: skip
     assert source.unreadable[mixed / "small.png"] == "15x200 is under the crop size"
     assert all(source.unreadable.values())
+    # The report puts the path before the reason.
+    assert not any(str(mixed) in reason for reason in source.unreadable.values())
 
 
 def test_unusable_files_make_no_difference_between_runs(mixed: Path) -> None:
@@ -103,10 +106,45 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
 
 def test_photos_come_in_order_from_all_folders_below(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
-    for name in ("z.png", "deep/b.PNG", "deep/er/a.Jpeg", "deep/c.gif"):
+    for name in ("z.png", "deep/b.PNG", "deep/er/a.Jpeg", "deep/c.txt", "deep/d.avif"):
         shutil.copy(photos / "a.png", tmp_path / name)
     found = [p.relative_to(tmp_path).as_posix() for p in find_photos(tmp_path)]
-    assert found == ["deep/b.PNG", "deep/er/a.Jpeg", "z.png"]
+    assert found == ["deep/b.PNG", "deep/d.avif", "deep/er/a.Jpeg", "z.png"]
+
+
+def test_hidden_files_are_no_photos(photos: Path, tmp_path: Path) -> None:
+    for name in ("._a.png", ".b.png", "a.png"):
+        shutil.copy(photos / "a.png", tmp_path / name)
+    assert [p.name for p in find_photos(tmp_path)] == ["a.png"]
+
+
+def test_sixteen_bits_are_scaled_and_gray_fills_three_channels(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 32 * 32, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    source = crops(tmp_path, crop=32, batch=1)
+    found = (source.batch(0) * 255).round().byte()[0].permute(1, 2, 0).numpy()
+    expected = np.rint(levels / 257).astype(np.uint8)
+    assert any(
+        np.array_equal(found, np.repeat(side[..., None], 3, axis=2))
+        for side in (expected, expected[:, ::-1])
+    )
+    assert source._cached == 32 * 32
+
+
+def test_a_photo_is_decoded_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lic.trainers import data
+
+    read: list[Path] = []
+
+    def counted(path: Path) -> Picture:
+        read.append(path)
+        return read_picture(path)
+
+    monkeypatch.setattr(data, "read_picture", counted)
+    source = crops(photos)
+    for step in range(10):
+        source.batch(step)
+    assert sorted(p.name for p in read) == ["a.png", "b.png", "c.png", "d.png"]
 
 
 def test_prefixes_choose_by_name(photos: Path) -> None:

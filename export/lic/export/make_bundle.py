@@ -1,5 +1,6 @@
 """A trained model -> a checked bundle."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ def make_bundle(
 ) -> Bundle:
     """Freeze tables, export both graphs, check them against torch, and write the bundle.
 
+    The model itself stays as it is.
+
     With `dtype` float16 the transforms' weights are rounded first; everything that follows,
     tables included, comes from the rounded model.
 
@@ -98,6 +101,7 @@ def _stored_weights(model: FactorizedPrior, dtype: str) -> dict[str, Tensor]:
     """Return the state dict as it will be stored; the entropy model stays in float32."""
     if dtype not in ("float32", "float16"):
         raise ConfigError(f"dtype is {dtype!r}; expected float32 or float16")
+    model = copy.deepcopy(model)
     model.entropy_bottleneck.solve_quantiles()
     stored = {}
     for name, value in model.state_dict().items():

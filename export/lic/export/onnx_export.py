@@ -8,7 +8,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,6 @@ from lic.codec.models.blocks import GDN
 # The newest that torch's default exporter writes without conversion and ONNX Runtime 1.24 reads.
 OPSET = 20
 SAFETENSORS_TO_ONNX = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
-
-Axes = Mapping[str, Mapping[int, str]]
 
 
 def export_graph(
@@ -70,7 +68,8 @@ class FoldedGDN(nn.Module):
     """`blocks.normalise` with folded parameters held as those of a 1x1 convolution.
 
     Nothing is left to compute on parameters in the graph, whose size would decide whether an
-    exporter does it beforehand.
+    exporter does it beforehand. That is why it is not `normalise` itself, which reshapes gamma;
+    its reciprocal root would also become two operators in place of one division.
     """
 
     folded_beta: Tensor

@@ -1,6 +1,6 @@
 """Random crops of a folder of photos, as a pure function of the step.
 
-Shapes: B batch, S crop side.
+Shapes: B batch, S crop side, H W pixels as stored, C channels (1 gray, 3 RGB).
 """
 
 from collections import OrderedDict
@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from lic.codec.errors import TrainingError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+from lic.codec.image_io import READABLE_SUFFIXES, read_picture
 
 
 def find_photos(folder: Path, prefixes: Sequence[str] = ()) -> list[Path]:
     """Return the pictures below `folder` in name order; `prefixes` keeps names that start so.
+
+    Hidden files do not count: macOS leaves a `._a.jpg` beside every a.jpg on foreign disks.
 
     Raises:
         TrainingError: there is none.
@@ -27,7 +27,8 @@ def find_photos(folder: Path, prefixes: Sequence[str] = ()) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in READABLE_SUFFIXES
+        and not path.name.startswith(".")
         and (not prefixes or path.name.startswith(tuple(prefixes)))
     )
     if not found:
@@ -88,6 +89,8 @@ class RandomCrops:
             top = int(rng.integers(photo.shape[0] - self.crop + 1))
             left = int(rng.integers(photo.shape[1] - self.crop + 1))
             window = photo[top : top + self.crop, left : left + self.crop]
+            # Gray is kept as one channel, which is a third of the cache.
+            window = np.broadcast_to(window, (self.crop, self.crop, 3))
             return window[:, ::-1] if rng.random() < 0.5 else window
         raise TrainingError(
             f"no photo gave a {self.crop}x{self.crop} crop in 1000 draws; "
@@ -95,17 +98,17 @@ class RandomCrops:
         )
 
     def _load(self, path: Path) -> NDArray[np.uint8] | None:
+        """Return pixels (H, W, C), or None for a photo that is of no use."""
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]
         if path in self.unreadable:
             return None
         try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        # Pillow's decoders let nearly every exception escape on damaged files.
+            pixels = read_picture(path).pixels
+        # Whatever is wrong with one photo must not end a run of hours.
         except Exception as error:
-            self.unreadable[path] = str(error) or type(error).__name__
+            self.unreadable[path] = str(error).removeprefix(f"{path}: ") or type(error).__name__
             return None
         if min(pixels.shape[:2]) < self.crop:
             self.unreadable[path] = f"{pixels.shape[1]}x{pixels.shape[0]} is under the crop size"
