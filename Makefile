@@ -9,7 +9,7 @@ SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 .PHONY: demo test lint types check oracle eval benchmark-entropy soak clean
 
 demo: $(VENV)/.runtime
-	$(BIN)/lic demo samples/kodim23.png
+	$(BIN)/lic demo samples/kodim23.png --force
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -29,7 +29,7 @@ oracle:
 
 # make eval KODAK=/path/to/kodak: the README's tables.
 eval: $(VENV)/.dev
-	$(BIN)/lic eval $(KODAK) --threads 1 -o runs/eval.json
+	$(BIN)/lic eval $(KODAK) --threads 1 -o runs/eval.json --force
 
 benchmark-entropy: $(VENV)/.runtime
 	$(BIN)/python -m lic.codec.benchmark.entropy
@@ -41,13 +41,15 @@ soak: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .oracle demo build dist runs
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# A stamp, not bin/python: where the venv module is incomplete that file appears all the same.
+$(VENV)/.made:
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
 
-$(VENV)/.runtime: $(SOURCES) | $(VENV)/bin/python
+$(VENV)/.runtime: $(SOURCES) | $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-$(VENV)/.dev: $(SOURCES) | $(VENV)/bin/python
+$(VENV)/.dev: $(SOURCES) | $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@ $(VENV)/.runtime

@@ -168,14 +168,194 @@ def test_a_batch_goes_on_and_lists_failures(lic: Lic, png: Path, tmp_path: Path)
     assert left_behind(tmp_path / "out") == {"a.lic", "c.lic"}
 
 
+def test_inputs_that_differ_in_their_suffix_keep_it(lic: Lic, png: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "in"
+    tree.mkdir()
+    for name in ("a.png", "b.png", "a.x.png"):
+        (tree / name).write_bytes(png.read_bytes())
+    for name in ("a.jpg", "a.x.jpg"):
+        with Image.open(png) as image:
+            image.save(tree / name)
+    assert lic("compress", tree, "-o", tmp_path / "out").code == 0
+    assert left_behind(tmp_path / "out") == {
+        "a.png.lic", "a.jpg.lic", "b.lic", "a.x.png.lic", "a.x.jpg.lic",
+    }  # fmt: skip
+
+
 def test_two_inputs_for_one_output(lic: Lic, png: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(png.read_bytes())
+    out = tmp_path / "out"
+    done = lic("compress", tmp_path / "one" / "a.png", tmp_path / "two" / "a.png", "-o", out)
+    assert done.code == 2 and "both" in done.err
+    assert not out.exists()
+
+
+def test_another_spelling_of_the_input_is_still_the_input(
+    lic: Lic, png: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sub").mkdir()
+    link = tmp_path / "link.png"
+    link.symlink_to(png)
+    before = png.read_bytes()
+    for target in (tmp_path / "sub" / ".." / png.name, png.with_name(png.name.upper()), link):
+        assert lic("compress", png, "-o", target, "-f").code == 2, target
+        assert png.read_bytes() == before
+
+
+def test_a_slash_makes_a_folder(lic: Lic, png: Path, tmp_path: Path) -> None:
+    assert lic("compress", png, "-o", f"{tmp_path / 'new'}/").code == 0
+    assert left_behind(tmp_path / "new") == {"photo.lic"}
+
+
+def test_a_batch_on_a_terminal_still_writes_json_to_stdout(png: Path, tmp_path: Path) -> None:
+    import json
+    import pty
+
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.png").write_bytes(png.read_bytes())
+    terminal, side = pty.openpty()
+    code = "from lic.cli.app import main; main()"
+    arguments = ["compress", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=side, timeout=120
+    )
+    os.close(side)
+    os.close(terminal)
+    assert done.returncode == 0
+    assert {json.loads(line)["width"] for line in done.stdout.splitlines()} == {48}
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_quiet_still_names_failures(lic: Lic, png: Path, tmp_path: Path) -> None:
     tree = tmp_path / "in"
     tree.mkdir()
     (tree / "a.png").write_bytes(png.read_bytes())
-    with Image.open(png) as image:
-        image.save(tree / "a.jpg")
-    done = lic("compress", tree, "-o", tmp_path / "out")
-    assert done.code == 2 and "both" in done.err
+    (tree / "b.png").write_text("no picture")
+    done = lic("compress", tree, "-o", tmp_path / "out", "--quiet")
+    assert done.code == 8
+    assert done.err.count("b.png") == 1 and "a.png" not in done.err
+
+
+def test_a_single_failure_is_json_too(lic: Lic, tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / "a.png").write_text("no picture")
+    done = lic("compress", tmp_path / "a.png", "--json")
+    assert done.code == 3
+    assert json.loads(done.out)["exit_code"] == 3
+
+
+def test_json_and_data_do_not_share_stdout(lic: Lic, png: Path) -> None:
+    done = lic("compress", png, "-o", "-", "--json")
+    assert done.code == 2 and done.out == ""
+
+
+def test_folders_that_may_not_be_entered(lic: Lic, png: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    (locked / "a.png").write_bytes(png.read_bytes())
+    locked.chmod(0)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    administrator = os.geteuid() == 0
+    try:
+        if administrator:
+            os.seteuid(65534)
+        assert lic("compress", locked / "a.png").code == 3
+        assert lic("compress", png, "-o", locked / "a.lic").code == 7
+    finally:
+        if administrator:
+            os.seteuid(0)
+        locked.chmod(0o755)
+
+
+def test_a_pipe_is_written_to_and_not_replaced(lic: Lic, png: Path, tmp_path: Path) -> None:
+    import stat
+    import threading
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    assert lic("compress", png, "-o", pipe, "-f").code == 0
+    reader.join(timeout=30)
+    assert received[0].startswith(b"\x89LIC")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_full_device(png: Path) -> None:
+    code = "from lic.cli.app import main; main()"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "compress", str(png), "-o", "-"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
+        )
+    assert done.returncode == 7 and b"stdout" in done.stderr
+
+
+def test_results_have_the_users_permissions(lic: Lic, png: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "in"
+    tree.mkdir()
+    for i in range(12):
+        (tree / f"{i}.png").write_bytes(png.read_bytes())
+    before = os.umask(0o027)
+    try:
+        assert lic("compress", tree, "-o", tmp_path / "out", "-j", 4).code == 0
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir()} == {0o640}
+
+
+def test_results_of_a_batch_do_not_pile_up_in_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    from lic.cli import batch
+    from lic.cli.console import Output
+
+    jobs = [batch.Job(source=None, target=tmp_path / f"{i}.bin") for i in range(60)]
+
+    def work(_: batch.Job) -> batch.Done:
+        return batch.Done(data=bytes(2**20), values={}, text="")
+
+    tracemalloc.start()
+    assert batch.run(jobs, work, Output(-1)) == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+
+
+def test_a_user_without_a_home_has_the_embedded_model(png: Path, tmp_path: Path) -> None:
+    code = "from lic.cli.app import main; main()"
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_DATA_HOME")}
+    script = (
+        f"import pathlib\ndef no(*_): raise RuntimeError('no home')\npathlib.Path.home = no\n{code}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "compress", str(png), "-o", str(tmp_path / "a.lic")],
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 0
+
+
+def test_names_that_the_terminal_cannot_show(png: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "写真.png"
+    odd.write_bytes(png.read_bytes())
+    code = "from lic.cli.app import main; main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    for arguments in (["compress", odd], ["info", odd.with_suffix(".lic")]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)], env=environment,
+            capture_output=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
 
 
 def test_usage_errors(lic: Lic, png: Path, tmp_path: Path) -> None:
@@ -189,6 +369,10 @@ def test_usage_errors(lic: Lic, png: Path, tmp_path: Path) -> None:
         ["compress", tmp_path, "-o", "-"],
         ["nonsense"],
         ["decompress", png, "--threads", "-1"],
+        ["decompress", png, "--format", "heic"],
+        ["compress", png, "--metadata", "gps"],
+        ["compress", png, "--lossless", "-q", "2"],
+        ["compress", png, "--backend", "torch", "--device", "mps"],
     ):
         assert lic(*arguments).code == 2, arguments
 

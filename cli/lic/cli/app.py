@@ -1,5 +1,6 @@
 """lic: the command line's entry point."""
 
+import io
 import sys
 from typing import Annotated
 
@@ -52,6 +53,10 @@ app.command()(evaluate.demo)
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code; every failure becomes a message."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        # File names may have letters that a redirected stream's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="lic")
     except SystemExit as finished:

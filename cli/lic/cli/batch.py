@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import secrets
+import stat
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,18 @@ Work = Callable[[Job], Done]
 def plan(
     inputs: Sequence[str], output: str | None, *, accept: frozenset[str], suffix: str
 ) -> list[Job]:
-    """Return the jobs of the inputs; folders are mirrored.
+    """Return the jobs of the inputs; folders are mirrored, without hidden files.
 
     Args:
         inputs: files, folders, or "-".
-        output: file, folder, "-", or None for a neighbour of each input.
+        output: file, folder (exists, or ends with a slash), "-", or None for a neighbour of each
+            input.
         accept: suffixes (lower case) that count within folders.
         suffix: of results, such as ".lic".
 
     Raises:
         ConfigError: the combination makes no sense, or two inputs would have one result.
-        ImageError: an input does not exist.
+        ImageError: an input does not exist or cannot be looked at.
     """
     if STREAM in inputs:
         if len(inputs) > 1:
@@ -64,11 +66,19 @@ def plan(
         if output is None:
             raise ConfigError("- (stdin) needs -o FILE or -o - (stdout)")
         return [Job(source=None, target=None if output == STREAM else Path(output))]
-    paths = [Path(text) for text in inputs]
-    for path in paths:
-        if not path.exists():
-            raise ImageError(f"{path}: no such file or folder")
-    many = len(paths) > 1 or paths[0].is_dir()
+    try:
+        return _distinct(_plan_paths([Path(text) for text in inputs], output, accept, suffix))
+    except FileNotFoundError as error:
+        raise ImageError(f"{error.filename}: no such file or folder") from None
+    except OSError as error:
+        raise ImageError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def _plan_paths(
+    paths: list[Path], output: str | None, accept: frozenset[str], suffix: str
+) -> list[Job]:
+    folders = [stat.S_ISDIR(path.stat().st_mode) for path in paths]
+    many = len(paths) > 1 or folders[0]
     if output == STREAM:
         if many:
             raise ConfigError("-o - (stdout) takes one input file")
@@ -76,43 +86,81 @@ def plan(
     root = Path(output) if output else None
     if many and root and root.is_file():
         raise ConfigError(f"-o {root} is a file; several inputs need a folder")
-    jobs = [job for path in paths for job in _expand(path, root, many, accept, suffix)]
-    _refuse_collisions(jobs)
+    into = many or bool(output and output.endswith(("/", os.sep))) or bool(root and _is(root))
+    jobs: list[Job] = []
+    for path, is_folder in zip(paths, folders, strict=True):
+        if is_folder:
+            jobs += _expand_folder(path, root or path, accept, suffix)
+        else:
+            jobs.append(Job(source=path, target=_target(path, root, into, suffix)))
     return jobs
 
 
-def _expand(
-    path: Path, root: Path | None, many: bool, accept: frozenset[str], suffix: str
-) -> Iterator[Job]:
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in accept and p.is_file())
-        if not files:
-            raise ImageError(f"{path}: the folder holds none of {', '.join(sorted(accept))}")
-        for file in files:
-            place = (root or path) / file.relative_to(path)
-            yield Job(source=file, target=place.with_suffix(suffix))
-    elif root is None:
-        yield Job(source=path, target=path.with_suffix(suffix))
-    elif many or root.is_dir() or root.name == "":
-        yield Job(source=path, target=(root / path.name).with_suffix(suffix))
-    else:
-        yield Job(source=path, target=root)
+def _is(folder: Path) -> bool:
+    """Return whether a result's path is a folder that exists; False where nobody may look."""
+    try:
+        return folder.is_dir()
+    except OSError:
+        return False
 
 
-def _refuse_collisions(jobs: list[Job]) -> None:
-    seen: dict[Path, Job] = {}
+def _expand_folder(path: Path, root: Path, accept: frozenset[str], suffix: str) -> Iterator[Job]:
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in accept and not file.name.startswith(".") and file.is_file()
+    )
+    if not files:
+        raise ImageError(f"{path}: the folder holds none of {', '.join(sorted(accept))}")
+    for file in files:
+        place = root / file.relative_to(path)
+        yield Job(source=file, target=place.with_suffix(suffix))
+
+
+def _target(path: Path, root: Path | None, into: bool, suffix: str) -> Path:
+    """Return where a file's result goes; `into` says that `root` is a folder."""
+    if root is not None and not into:
+        return root
+    return (root / path.name if root else path).with_suffix(suffix)
+
+
+def _distinct(jobs: list[Job]) -> list[Job]:
+    """Give inputs that differ in their suffix only their whole name, as in a.jpg.lic.
+
+    Raises:
+        ConfigError: two inputs would still have one result, or one would replace its input.
+    """
+    counts: dict[str, int] = {}
     for job in jobs:
-        if job.target is None:
-            continue
-        key = job.target.absolute()
+        counts[_key(job.target)] = counts.get(_key(job.target), 0) + 1
+    renamed = []
+    for job in jobs:
+        if counts[_key(job.target)] > 1 and job.source and job.target:
+            name = job.source.name + job.target.suffix
+            job = replace(job, target=job.target.with_name(name))
+        renamed.append(job)
+    seen: dict[str, Job] = {}
+    for job in renamed:
+        key = _key(job.target)
         if key in seen:
             raise ConfigError(
-                f"{seen[key].name} and {job.name} would both become {job.target}; rename one, or "
-                "code them separately"
+                f"{seen[key].name} and {job.name} would both become {job.target}; give one another "
+                "name, or code them into different folders"
             )
-        if job.source and job.source.absolute() == key:
+        if key == _key(job.source):
             raise ConfigError(f"{job.name}: input and output are the same file; name another -o")
         seen[key] = job
+    return renamed
+
+
+def _key(path: Path | None) -> str:
+    """Return what two spellings of one path have in common, on file systems without case too."""
+    if path is None:
+        return STREAM
+    try:
+        return str(path.resolve()).casefold()
+    except (OSError, RuntimeError):
+        return str(path.absolute()).casefold()
 
 
 def read_input(job: Job) -> bytes:
@@ -122,7 +170,11 @@ def read_input(job: Job) -> bytes:
         ImageError: it cannot be read.
     """
     try:
-        return job.source.read_bytes() if job.source else sys.stdin.buffer.read()
+        if job.source:
+            return job.source.read_bytes()
+        if sys.stdin is None:
+            raise ImageError("stdin: is closed")
+        return sys.stdin.buffer.read()
     except OSError as error:
         raise ImageError(f"{job.name}: cannot be read ({error.strerror or error})") from None
 
@@ -131,48 +183,52 @@ def check_target(target: Path | None, *, force: bool) -> None:
     """Refuse early what writing would refuse late.
 
     Raises:
-        OutputError: the target exists, or is a folder.
+        OutputError: the target exists, is a folder, or lies where nobody may look.
     """
-    if target is not None and target.is_dir():
+    if target is None:
+        return
+    try:
+        found = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+    if stat.S_ISDIR(found):
         raise OutputError(f"{target}: is a folder; name a file")
-    if target is not None and target.exists() and not force:
+    if stat.S_ISREG(found) and not force:
         raise OutputError(f"{target}: exists already; -f overwrites it, --skip-existing leaves it")
 
 
 def write_output(data: bytes, target: Path | None, *, force: bool) -> None:
-    """Write the whole result or nothing.
+    """Write the whole result or nothing; a pipe or device is written to, not replaced.
 
     Raises:
         OutputError: the target exists or cannot be written.
     """
-    if target is None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
     check_target(target, force=force)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.name}.", suffix=".part"
-        )
+        if target is None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        elif target.exists() and not target.is_file():
+            target.write_bytes(data)
+        else:
+            _write_whole(data, target)
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
-    temporary = Path(name)
+        where = target or "stdout"
+        raise OutputError(f"{where}: cannot be written ({error.strerror or error})") from None
+
+
+def _write_whole(data: bytes, target: Path) -> None:
+    """Write under a short temporary name in the same folder, then rename."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".lic-{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def run(
@@ -189,10 +245,9 @@ def run(
 
     One job that fails ends with its own code; in a batch the others go on, failures are listed at
     the end, and the code is 8. On Ctrl-C jobs under way are dropped and leave nothing behind.
-
-    Raises:
-        LicError: the only job failed.
     """
+    if output.as_json and write and any(job.target is None for job in jobs):
+        raise ConfigError("--json and -o - would both write to stdout; use one of them")
     if skip_existing:
         kept = [job for job in jobs if job.target is None or not job.target.exists()]
         if len(kept) < len(jobs):
@@ -208,36 +263,40 @@ def run(
         done = work(job)
         if write and not stop.is_set():
             write_output(done.data, job.target, force=force)
-        return done
+        # The bytes are on disk; keeping those of a whole folder would fill the memory.
+        return replace(done, data=b"")
 
     if len(jobs) == 1:
-        _report(_named(one, jobs[0]), output)
-        return Exit.OK
+        return _run_one(jobs[0], one, output)
     return _run_many(jobs, one, output, workers, stop)
 
 
-def _named(one: Work, job: Job) -> Done:
-    """Do a job; an error that does not name the file gets its name."""
+def _run_one(job: Job, one: Work, output: Output) -> Exit:
+    """Do the only job; its error is reported here, with the file's name, and as JSON if asked."""
     try:
-        return one(job)
-    except LicError as error:
-        if job.name in str(error):
-            raise
-        raise type(error)(f"{job.name}: {error}") from error
+        _report(one(job), output)
+    except (LicError, MemoryError) as error:
+        _report_failure(job, error, output)
+        return exit_code(error)
+    return Exit.OK
 
 
 def _run_many(
     jobs: Sequence[Job], one: Work, output: Output, workers: int, stop: threading.Event
 ) -> Exit:
     failures: list[tuple[Job, BaseException]] = []
+    pending: dict[Future[Done], Job] = {}
+    done = 0
     pool = ThreadPoolExecutor(workers)
     try:
-        futures: dict[Future[Done], Job] = {pool.submit(one, job): job for job in jobs}
         with _progress(len(jobs), output) as advance:
-            for future in as_completed(futures):
-                job = futures[future]
+            for job in jobs:
+                pending[pool.submit(one, job)] = job
+            for future in as_completed(list(pending)):
+                job = pending.pop(future)
                 error = future.exception()
                 if error is None:
+                    done += 1
                     _report(future.result(), output)
                 else:
                     failures.append((job, error))
@@ -245,16 +304,13 @@ def _run_many(
                 advance()
     except KeyboardInterrupt:
         stop.set()
-        finished = sum(f.done() and not f.cancelled() and not f.exception() for f in futures)
-        output.note(f"{finished} of {len(jobs)} done; --skip-existing goes on from there")
+        output.note(f"{done} of {len(jobs)} done; --skip-existing goes on from there")
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    output.note(f"{len(jobs) - len(failures)} of {len(jobs)} done")
+    output.note(f"{done} of {len(jobs)} done")
     if failures:
-        output.note("failed:")
-        for job, error in failures:
-            output.note(f"  {job.name}: {message(error)}")
+        output.note("failed: " + ", ".join(job.name for job, _ in failures))
     return Exit.BATCH if failures else Exit.OK
 
 
@@ -265,11 +321,11 @@ def _report(done: Done, output: Output) -> None:
 
 
 def _report_failure(job: Job, error: BaseException, output: Output) -> None:
+    """Say what failed, whatever the verbosity: --quiet means errors only, not none."""
     if output.as_json:
         values = {"input": job.name, "error": message(error), "exit_code": int(exit_code(error))}
         output.result(values, "")
-    if not isinstance(error, LicError) or output.verbosity > 0:
-        output.error(error, job.name)
+    output.error(error, job.name)
 
 
 @contextlib.contextmanager
@@ -280,8 +336,14 @@ def _progress(total: int, output: Output) -> Iterator[Callable[[], None]]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    # Results on stdout are data for other programs: the bar must leave them alone.
     with Progress(
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=output.err, transient=True
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=output.err,
+        transient=True,
+        redirect_stdout=False,
     ) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)

@@ -9,10 +9,12 @@ import typer
 
 from lic.cli import batch, options
 from lic.cli.console import Output
+from lic.cli.decompress import decoder
+from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
     from lic.codec.image_io import Picture
-    from lic.codec.pipeline import Encoded
+    from lic.codec.pipeline import Decoded, Encoded
 
 SUFFIX = ".lic"
 
@@ -25,7 +27,7 @@ def compress(
     backend: options.BackendOption = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = 0,
-    lossless: Annotated[bool, typer.Option("--lossless", help="Keep every pixel.")] = False,
+    lossless: Annotated[bool, typer.Option("--lossless", help="Keep every 8-bit pixel.")] = False,
     metadata: Annotated[
         str, typer.Option(help="all, none, or a list of exif,icc,xmp to keep.")
     ] = "all",
@@ -44,11 +46,18 @@ def compress(
 
     One file: lic compress photo.png (writes photo.lic). A folder: lic compress DIR -o OUT.
     """
-    from lic.codec.image_io import READABLE_SUFFIXES, apply_metadata_policy, read_picture
+    from lic.codec.image_io import (
+        READABLE_SUFFIXES,
+        apply_metadata_policy,
+        check_metadata_policy,
+        read_picture,
+    )
 
     out = Output(-1 if quiet else verbose, as_json)
     plan = batch.plan(inputs, output, accept=READABLE_SUFFIXES, suffix=SUFFIX)
     keep: Any = metadata if metadata in ("all", "none") else metadata.split(",")
+    check_metadata_policy(keep)
+    decode = decoder(model, backend=backend, device=device, threads=threads, max_pixels=0)
     encode = _encoder(model, rate, lossless, backend=backend, device=device, threads=threads)
 
     def work(job: batch.Job) -> batch.Done:
@@ -60,7 +69,7 @@ def compress(
         encoded = encode(picture)
         values = _values(job, len(data), encoded, {"read": read_ms, **encoded.stages})
         if dry_run:
-            values["psnr"] = _psnr(picture, encoded, backend, device, threads, model)
+            values["psnr"] = _psnr(picture, decode(encoded.data))
         return batch.Done(data=encoded.data, values=values, text=_text(values), notes=encoded.notes)
 
     code = batch.run(
@@ -82,8 +91,11 @@ def _encoder(
     from lic.codec.pipeline import compress_lossless, open_codec
 
     if lossless:
+        if rate is not None:
+            raise ConfigError("--lossless has no rate points; leave out --rate")
         return compress_lossless
     codec = open_codec(model, rate, **engine)
+    codec.backend.load(encoder=True)
 
     def encode(picture: "Picture") -> "Encoded":
         return codec.compress(picture, lossless=None)
@@ -91,20 +103,11 @@ def _encoder(
     return encode
 
 
-def _psnr(
-    picture: "Picture",
-    encoded: "Encoded",
-    backend: str,
-    device: str,
-    threads: int,
-    model: str | None,
-) -> float | None:
+def _psnr(picture: "Picture", decoded: "Decoded") -> float | None:
     """Return the PSNR of what a decoder gives; None stands for infinity, which JSON lacks."""
-    from lic.cli.decompress import decoder
     from lic.codec.metrics import psnr
 
-    decode = decoder(model, backend=backend, device=device, threads=threads, max_pixels=0)
-    value = psnr(picture.pixels, decode(encoded.data).picture.pixels)
+    value = psnr(picture.pixels, decoded.picture.pixels)
     return None if value == float("inf") else round(value, 4)
 
 

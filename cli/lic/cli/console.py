@@ -114,7 +114,7 @@ class Output:
 
     def error(self, error: BaseException, subject: str = "") -> None:
         """Report an error; -vv adds the traceback."""
-        prefix = f"{subject}: " if subject and not str(error).startswith(subject) else ""
+        prefix = f"{subject}: " if subject and subject not in message(error) else ""
         self._line(f"lic: error: {prefix}{message(error)}")
         if self.verbosity >= 2:
             sys.stderr.write("".join(traceback.format_exception(error)))

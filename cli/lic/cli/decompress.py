@@ -8,8 +8,10 @@ import typer
 
 from lic.cli import batch, options
 from lic.cli.console import Output
+from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lic.codec.image_io import Picture
     from lic.codec.pipeline import Codec, Decoded
 
 
@@ -36,18 +38,21 @@ def decompress(
     quiet: options.Quiet = False,
 ) -> None:
     """Decompress .lic files to pictures; the file says which model it needs."""
-    from lic.codec.image_io import encode_picture
+    from lic.codec.image_io import WRITABLE, encode_picture, upright
 
     out = Output(-1 if quiet else verbose, as_json)
     suffix = "." + (format or "png").lower().removeprefix(".")
+    if suffix not in WRITABLE:
+        raise ConfigError(f"--format is {format!r}; expected one of {', '.join(sorted(WRITABLE))}")
     plan = batch.plan(inputs, output, accept=frozenset({".lic"}), suffix=suffix)
     decode = decoder(model, backend=backend, device=device, threads=threads, max_pixels=max_pixels)
 
     def work(job: batch.Job) -> batch.Done:
         decoded = decode(batch.read_input(job))
+        picture = decoded.picture if keep_orientation else upright(decoded.picture)
         kind = format or (job.target.suffix if job.target and job.target.suffix else suffix)
-        data, notes = encode_picture(decoded.picture, kind, bake_orientation=not keep_orientation)
-        values = _values(job, len(data), decoded)
+        data, notes = encode_picture(picture, kind, bake_orientation=not keep_orientation)
+        values = _values(job, len(data), picture, decoded.stages)
         text = (
             f"{values['input']} -> {values['output']}: {values['width']}x{values['height']}, "
             f"{sum(values['milliseconds'].values()):.0f} ms"
@@ -76,13 +81,14 @@ def decoder(model: str | None, *, max_pixels: int, **engine: Any) -> Callable[[b
     return decode
 
 
-def _values(job: batch.Job, size: int, decoded: "Decoded") -> dict[str, Any]:
-    picture = decoded.picture
+def _values(
+    job: batch.Job, size: int, picture: "Picture", stages: dict[str, float]
+) -> dict[str, Any]:
     return {
         "input": job.name,
         "output": str(job.target) if job.target else "stdout",
         "width": picture.width,
         "height": picture.height,
         "bytes": size,
-        "milliseconds": {k: round(v, 3) for k, v in decoded.stages.items()},
+        "milliseconds": {k: round(v, 3) for k, v in stages.items()},
     }

@@ -37,6 +37,7 @@ WEIGHTS = "weights.safetensors"
 TABLES = "tables.npz"
 ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
+EMBEDDED = Path(__file__).parent / "bundles"
 MANIFEST_LIMIT = 2**20
 # Plain names only: on no platform does one of these lead out of the bundle's folder.
 FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -196,6 +197,11 @@ class Bundle:
     def fingerprint(self) -> bytes:
         """The 8 bytes that .lic files carry."""
         return bytes.fromhex(self.manifest.fingerprint)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is one of lic's own, which every decoder has."""
+        return self.path.is_relative_to(EMBEDDED)
 
     @property
     def label(self) -> str:

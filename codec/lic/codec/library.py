@@ -3,13 +3,13 @@
 A bundle is found by a path, by family name and rate point, or by the fingerprint in a file.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from lic.codec.bundle import MANIFEST, Bundle
+from lic.codec.bundle import EMBEDDED, MANIFEST, Bundle
 from lic.codec.container import Model
 from lic.codec.errors import ConfigError, ModelMismatchError
 
@@ -18,19 +18,31 @@ DEFAULT_MODEL = "bmshj2018-factorized-relu-lite"
 
 
 def user_folder() -> Path:
-    """Return where `lic models import` puts bundles unless told otherwise."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        # Set to nothing means not set (XDG base directory specification).
-        base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    """Return where `lic models import` puts bundles unless told otherwise.
+
+    Raises:
+        ConfigError: this user has no home, as in some containers.
+    """
+    windows = sys.platform == "win32"
+    # Set to nothing means not set (XDG base directory specification).
+    base = os.environ.get("LOCALAPPDATA" if windows else "XDG_DATA_HOME")
+    if not base:
+        try:
+            home = Path.home()
+        except RuntimeError:
+            raise ConfigError(
+                f"this user has no home folder for bundles; set {VARIABLE} or HOME, or name a path"
+            ) from None
+        base = str(home / "AppData" / "Local" if windows else home / ".local" / "share")
     return Path(base) / "lic" / "bundles"
 
 
 def search_path() -> list[Path]:
     """Return the folders that are searched, in order: LIC_BUNDLES, the user's, the embedded."""
     named = [Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
-    return [*named, user_folder(), Path(str(files("lic.codec") / "bundles"))]
+    with contextlib.suppress(ConfigError):
+        named.append(user_folder())
+    return [*named, EMBEDDED]
 
 
 def all_bundles() -> list[Bundle]:

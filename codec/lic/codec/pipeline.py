@@ -124,7 +124,11 @@ class Codec:
                 coder=Coder.RANS,
                 fingerprint=self.bundle.fingerprint,
             )
-            model = Model(name=self.bundle.label, source=self.bundle.manifest.source)
+            # The name helps to find a missing bundle; lic's own need no finding, and 47 bytes are
+            # a percent of a small file.
+            model = None
+            if not self.bundle.embedded:
+                model = Model(name=self.bundle.label, source=self.bundle.manifest.source)
         encoded = _finish(picture, header, streams, crc, model, stages)
         return replace(encoded, notes=(*encoded.notes, *self.backend.notes))
 

@@ -11,6 +11,12 @@ BackendName = Literal["auto", "onnx", "torch"]
 BACKENDS: tuple[BackendName, ...] = ("auto", "onnx", "torch")
 
 
+_NEEDS = {
+    "torch": (("torch", "safetensors"), "lic[torch]"),
+    "onnx": (("onnxruntime",), "lic"),
+}
+
+
 def open_backend(
     bundle: Bundle, name: str = "auto", *, device: str = "cpu", threads: int = 0
 ) -> Backend:
@@ -24,9 +30,10 @@ def open_backend(
         raise ConfigError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
     if name == "auto":
         name = "torch" if device.startswith("cuda") and find_spec("torch") else "onnx"
-    package, extra = ("torch", "lic[torch]") if name == "torch" else ("onnxruntime", "lic")
-    if find_spec(package) is None:
-        raise ConfigError(f"backend {name!r} needs {package}; pip install '{extra}'")
+    packages, extra = _NEEDS[name]
+    for package in packages:
+        if find_spec(package) is None:
+            raise ConfigError(f"backend {name!r} needs {package}; pip install '{extra}'")
     if name == "torch":
         from lic.codec.backends.torch_backend import TorchBackend
 

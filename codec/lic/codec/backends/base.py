@@ -3,6 +3,7 @@
 Shapes: M latent channels, H W pixels (multiples of the model's stride), h = H / 16, w = W / 16.
 """
 
+import re
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,10 @@ class Backend(Protocol):
         """
         ...
 
+    def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
+        """Make a direction ready now rather than at first use, so that faults show now."""
+        ...
+
     def blank(self, height: int, width: int) -> State:
         """Return the decoder's first state for H x W pixels."""
         ...
@@ -35,6 +40,11 @@ class Backend(Protocol):
     def synthesize(self, state: State) -> NDArray[np.float32]:
         """Return x_hat (1, 3, H, W) in [0, 1] from the state after the walk."""
         ...
+
+
+OUT_OF_MEMORY = re.compile(
+    "bad_alloc|bad allocation|can't allocate|allocate memory|out of memory", re.IGNORECASE
+)
 
 
 class FactorizedBackend:

@@ -3,14 +3,13 @@
 Shapes: as in `base`.
 """
 
-import re
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from lic.codec.backends.base import FactorizedBackend
+from lic.codec.backends.base import OUT_OF_MEMORY, FactorizedBackend
 from lic.codec.bundle import DECODER, ENCODER, WEIGHTS, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
 from lic.codec.latents import State, checked_symbols
@@ -25,9 +24,6 @@ PROVIDERS: dict[str, str] = {
     "openvino": "OpenVINOExecutionProvider",
     "qnn": "QNNExecutionProvider",
 }
-
-
-_OUT_OF_MEMORY = re.compile("bad_alloc|bad allocation|allocate memory|out of memory", re.IGNORECASE)
 
 
 class OrtBackend(FactorizedBackend):
@@ -61,8 +57,8 @@ class OrtBackend(FactorizedBackend):
         """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w)."""
         return self._run(DECODER, "symbols", state[None].astype(np.int32))
 
-    def load(self, *, encoder: bool = True, decoder: bool = True) -> None:
-        """Make the sessions now rather than at first use."""
+    def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
+        """Make the sessions of the directions asked for."""
         for wanted, graph in ((encoder, ENCODER), (decoder, DECODER)):
             if wanted:
                 self._session(graph)
@@ -72,7 +68,7 @@ class OrtBackend(FactorizedBackend):
         try:
             (result,) = session.run(None, {name: value})
         except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
-            if _OUT_OF_MEMORY.search(str(error)):
+            if OUT_OF_MEMORY.search(str(error)):
                 raise MemoryError(str(error)) from None
             raise NumericsError(
                 f"{graph} failed in ONNX Runtime on {self.device}: {error}"

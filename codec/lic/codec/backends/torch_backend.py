@@ -3,12 +3,15 @@
 Shapes: as in `base`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load
 
-from lic.codec.backends.base import FactorizedBackend
+from lic.codec.backends.base import OUT_OF_MEMORY, FactorizedBackend
 from lic.codec.bundle import WEIGHTS, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.latents import State, checked_symbols
@@ -56,26 +59,42 @@ class TorchBackend(FactorizedBackend):
         self._encoder = Encoder(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._decoder = Decoder(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
+        """Do nothing: both directions are loaded together with the model."""
+
     @torch.inference_mode()
     def analyze(self, x: NDArray[np.float32]) -> State:
         """Return symbols (M, h, w) of x (1, 3, H, W) in [0, 1]."""
-        image = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
-        return checked_symbols(self._encoder(image).cpu().numpy(), "y")[0]
+        with _memory_errors():
+            image = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
+            symbols = self._encoder(image).cpu().numpy()
+        return checked_symbols(symbols, "y")[0]
 
     @torch.inference_mode()
     def synthesize(self, state: State) -> NDArray[np.float32]:
         """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w)."""
-        symbols = torch.from_numpy(state[None].astype(np.int32)).to(self._device)
-        x_hat: NDArray[np.float32] = self._decoder(symbols).cpu().numpy()
+        with _memory_errors():
+            symbols = torch.from_numpy(state[None].astype(np.int32)).to(self._device)
+            x_hat: NDArray[np.float32] = self._decoder(symbols).cpu().numpy()
         return x_hat
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn torch's two ways of running out of memory into Python's."""
+    try:
+        yield
+    except RuntimeError as error:
+        if OUT_OF_MEMORY.search(str(error)):
+            raise MemoryError(str(error).splitlines()[0]) from None
+        raise
 
 
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        if device.type == "cuda":
-            torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} is not available to torch ({reason})") from None
     return device

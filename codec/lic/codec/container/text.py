@@ -1,8 +1,11 @@
 """Chunks of text: modl and meta."""
 
+import re
 from dataclasses import dataclass
 
 from lic.codec.errors import BitstreamError
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,9 @@ def _unpack_strings(kind: str, payload: bytes) -> list[str]:
 
 
 def _check_printable(text: str) -> None:
-    # These strings reach a terminal; control characters could drive it.
-    if not text.isprintable():
+    # These strings reach a terminal, which control characters could drive and marks of direction
+    # could make lie. Listed by number: what counts as printable changes with Unicode's versions.
+    if _UNSAFE.search(text):
         raise BitstreamError(f"text with control characters: {text[:40]!r}")
 
 

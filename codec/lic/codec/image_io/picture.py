@@ -72,20 +72,30 @@ def apply_metadata_policy(
     Raises:
         ConfigError: An unknown kind.
     """
-    if keep == "all":
-        return picture
-    kinds = set() if keep == "none" else {keep} if isinstance(keep, str) else set(keep)
-    if unknown := kinds.difference(METADATA_KINDS):
-        raise ConfigError(
-            f"unknown metadata {', '.join(sorted(unknown))}; "
-            f"expected all, none, or some of {', '.join(METADATA_KINDS)}"
-        )
+    kinds = check_metadata_policy(keep)
     return replace(
         picture,
         icc=picture.icc if "icc" in kinds else None,
         exif=picture.exif if "exif" in kinds else None,
         xmp=picture.xmp if "xmp" in kinds else None,
     )
+
+
+def check_metadata_policy(keep: Literal["all", "none"] | Collection[str]) -> frozenset[str]:
+    """Return the kinds of metadata that `keep` stands for.
+
+    Raises:
+        ConfigError: An unknown kind.
+    """
+    if keep == "all":
+        return frozenset(METADATA_KINDS)
+    kinds = set() if keep == "none" else {keep} if isinstance(keep, str) else set(keep)
+    if unknown := kinds.difference(METADATA_KINDS):
+        raise ConfigError(
+            f"unknown metadata {', '.join(sorted(unknown))}; "
+            f"expected all, none, or some of {', '.join(METADATA_KINDS)}"
+        )
+    return frozenset(kinds)
 
 
 def orient(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
