@@ -1,5 +1,6 @@
 """lic models: which bundles are there, what is in one, and how to make one from a checkpoint."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -7,10 +8,15 @@ import typer
 
 from lic.cli import options
 from lic.cli.console import Output
+from lic.cli.extras import require
 from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
     from lic.codec.bundle import Bundle
+
+# A name becomes a folder and part of every file: no separators of any platform, nothing hidden.
+SEPARATORS = frozenset("/\\:")
+NAME_LENGTH = 100
 
 app = typer.Typer(no_args_is_help=True, help="List, show and import models.")
 
@@ -26,13 +32,17 @@ def list_models(as_json: options.AsJson = False) -> None:
         for bundle in bundles:
             out.result(_values(bundle), "")
         return
-    from rich.table import Table
+    from rich.markup import escape
+    from rich.table import Column, Table
 
-    table = Table("name", "rate", "lambda", "metric", "fingerprint", "path", box=None)
+    # A path that is cut off is of no use.
+    path = Column("path", overflow="fold")
+    table = Table("name", "rate", "lambda", "metric", "fingerprint", path, box=None)
     for bundle in bundles:
         m = bundle.manifest
         lmbda = "" if m.lmbda is None else f"{m.lmbda:g}"
-        table.add_row(m.name, str(m.rate_point), lmbda, m.metric, m.fingerprint, str(bundle.path))
+        cells = (m.name, str(m.rate_point), lmbda, m.metric, m.fingerprint, str(bundle.path))
+        table.add_row(*map(escape, cells))
     out.out.print(table)
     if not bundles:
         out.note(f"no bundles in {', '.join(str(p) for p in search_path())}")
@@ -81,6 +91,9 @@ def import_model(
     dtype: Annotated[str, typer.Option(help="float32 or float16: precision of weights.")] = (
         "float32"
     ),
+    source: Annotated[
+        str, typer.Option(help="Where people get the model; compressed files will say so.")
+    ] = "",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder or .zip. Default: user's bundles.")
     ] = None,
@@ -88,26 +101,55 @@ def import_model(
     as_json: options.AsJson = False,
 ) -> None:
     """Turn a checkpoint into a bundle: tables frozen, graphs exported and checked."""
-    _require("torch", "export")
-    _require("onnxscript", "export")
+    if name is not None:
+        _check_name(name)
+    require("export", "torch", "onnxscript")
     from lic.codec.library import user_folder
     from lic.export.make_bundle import Description, make_bundle
 
     if metric not in ("mse", "ms-ssim"):
         raise ConfigError(f"--metric is {metric!r}; expected mse or ms-ssim")
     model, training = load_any(checkpoint, activation)
-    lmbda = training.get("lmbda", lmbda)
     family = name or default_name(model.config)
     target = output or user_folder() / family / str(rate)
     description = Description(
         name=family,
         rate_point=rate,
-        lmbda=lmbda,
+        lmbda=_lmbda(lmbda, training.get("lmbda"), checkpoint),
         metric=cast(Any, metric),
         training=training,
+        source=source,
     )
     bundle = make_bundle(model, target, description, dtype=cast(Any, dtype), overwrite=force)
     Output(as_json=as_json).result(_values(bundle), f"{bundle.label} -> {target}")
+
+
+def _check_name(name: str) -> None:
+    bad = sorted(SEPARATORS.intersection(name))
+    if (
+        bad
+        or not name.isprintable()
+        or not 0 < len(name) <= NAME_LENGTH
+        or name != name.strip(" .")
+    ):
+        raise ConfigError(
+            f"--name is {name[: NAME_LENGTH + 1]!r}; expected 1 to {NAME_LENGTH} printable "
+            f"characters without {' '.join(sorted(SEPARATORS))}, and no space or dot at either end"
+        )
+
+
+def _lmbda(given: float | None, found: float | None, checkpoint: Path) -> float | None:
+    """Return lambda as told or as the checkpoint has it."""
+    if given is not None and not (math.isfinite(given) and given > 0):
+        raise ConfigError(f"--lmbda is {given}; expected a number above 0")
+    if given is None or found is None:
+        return found if given is None else given
+    if not math.isclose(given, found):
+        raise ConfigError(
+            f"--lmbda is {given}, but {checkpoint} says that it was trained with {found}; leave "
+            "out --lmbda"
+        )
+    return found
 
 
 def load_any(source: Path, activation: str = "gdn") -> tuple[Any, dict[str, Any]]:
@@ -122,7 +164,9 @@ def load_any(source: Path, activation: str = "gdn") -> tuple[Any, dict[str, Any]
         from lic.codec.backends.torch_backend import load_model as load_bundle
 
         bundle = Bundle.open(source)
-        return load_bundle(bundle), {"started_from": bundle.label, **bundle.manifest.training}
+        own = {} if bundle.manifest.lmbda is None else {"lmbda": bundle.manifest.lmbda}
+        provenance = {"started_from": bundle.label, **own, **bundle.manifest.training}
+        return load_bundle(bundle), provenance
     if source.is_dir() or source.name == "checkpoint.pt":
         from lic.trainers.checkpoints import NAME, load_model
 
@@ -137,13 +181,6 @@ def default_name(config: Any) -> str:
     sides = list(dict.fromkeys((config.encoder_activation, config.decoder_activation)))
     size = "lite" if (config.N, config.M) == (64, 96) else f"{config.N}-{config.M}"
     return f"bmshj2018-factorized-{'-'.join(sides)}-{size}"
-
-
-def _require(package: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise ConfigError(f"this command needs {package}; pip install 'lic[{extra}]'")
 
 
 def _values(bundle: "Bundle") -> dict[str, Any]:

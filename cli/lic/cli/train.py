@@ -1,5 +1,6 @@
 """lic train: checkpoints and bundles from folders of photos."""
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -7,6 +8,7 @@ import typer
 
 from lic.cli import options
 from lic.cli.console import Output
+from lic.cli.extras import require
 from lic.codec.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -28,8 +30,16 @@ def bmshj2018(
         Path, typer.Option("-o", "--output", help="Folder of the run: checkpoint, metrics, bundle.")
     ],
     lmbda: Annotated[float, typer.Option("--lmbda", help="bpp + lmbda 255^2 MSE.")] = 0.013,
-    size: Annotated[str, typer.Option(help="lite, or a quality 1 to 8 of CompressAI.")] = "lite",
-    act: Annotated[str, typer.Option(help="relu, gdn or igdn1, on both sides.")] = "relu",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="lite, or a quality 1 to 8 of CompressAI. Default: lite, or that of --init."
+        ),
+    ] = None,
+    act: Annotated[
+        str | None,
+        typer.Option(help="relu, gdn or igdn1, on both sides. Default: relu, or those of --init."),
+    ] = None,
     init: Annotated[
         Path | None, typer.Option(help="Start from this run, checkpoint or bundle instead.")
     ] = None,
@@ -59,10 +69,10 @@ def bmshj2018(
     quiet: options.Quiet = False,
 ) -> None:
     """Train bmshj2018-factorized with a rate-distortion loss, then write its bundle."""
-    from lic.cli.models import _require
-
-    for package in ("torch", "lightning_fabric", "onnxscript"):
-        _require(package, "train")
+    # Not after hours of training.
+    if dtype not in ("float32", "float16"):
+        raise ConfigError(f"--dtype is {dtype!r}; expected float32 or float16")
+    require("train", "torch", "lightning_fabric", "onnxscript")
     from lic.trainers.config import TrainConfig
 
     config = TrainConfig(
@@ -74,17 +84,32 @@ def bmshj2018(
     out = Output(-1 if quiet else 0)
     model = _new_model(size, act, init)
     _train(model, config, images, output, prefix or [], init is None, device, resume, out)
-    _bundle(output, rate, dtype, out)
+    _bundle(output, rate, cast(Literal["float32", "float16"], dtype), out)
 
 
-def _new_model(size: str, act: str, init: Path | None) -> "FactorizedPrior":
+def _new_model(size: str | None, act: str | None, init: Path | None) -> "FactorizedPrior":
+    """Return a new model, or that of `init`, which size and activation must not contradict."""
     from lic.codec.models import FactorizedPrior, factorized_config
 
+    wanted = factorized_config(size or "lite", cast(Any, act or "relu"))
     if init is None:
-        return FactorizedPrior(factorized_config(size, cast(Any, act)))
+        return FactorizedPrior(wanted)
     from lic.cli.models import load_any
 
-    model: FactorizedPrior = load_any(init)[0]
+    # The tensors of a foreign checkpoint do not tell GDN from GDN1; --act does.
+    model: FactorizedPrior = load_any(init, "igdn1" if act == "igdn1" else "gdn")[0]
+    found = model.config
+    if size is not None and (found.N, found.M) != (wanted.N, wanted.M):
+        raise ConfigError(
+            f"--size {size} means N = {wanted.N}, M = {wanted.M}, but {init} has N = {found.N}, "
+            f"M = {found.M}; leave out --size"
+        )
+    sides = (found.encoder_activation, found.decoder_activation)
+    if act is not None and sides != (act, act):
+        raise ConfigError(
+            f"--act is {act}, but {init} has {sides[0]} in its encoder and {sides[1]} in its "
+            "decoder; leave out --act"
+        )
     return model
 
 
@@ -114,6 +139,7 @@ def _train(
         find_photos(images, prefixes), crop=config.crop, batch=config.batch, seed=config.seed
     )
     torch.manual_seed(config.seed)
+    _check_writable(folder)
     if not resume:
         prepare(model, crops, config, fresh=fresh)
     fabric = Fabric(accelerator=device, devices=1)
@@ -124,6 +150,16 @@ def _train(
         trainer.run(report)
     for path, reason in crops.unreadable.items():
         out.note(f"left out {path}: {reason}")
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder of the run, or say now what its first checkpoint would run into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 def _bar(steps: int, done: int, out: Output) -> Any:
@@ -142,7 +178,8 @@ def _bar(steps: int, done: int, out: Output) -> Any:
         from rich.progress import TimeRemainingColumn as Eta
 
         columns = (BarColumn(), MofNCompleteColumn(), Eta(), TextColumn("{task.description}"))
-        with Progress(*columns, console=out.err) as progress:
+        # Standard output is for results, whatever else shows on the terminal.
+        with Progress(*columns, console=out.err, redirect_stdout=False) as progress:
             task = progress.add_task("", total=steps, completed=done)
             yield lambda v: progress.update(
                 task, completed=v["step"], description=_line(v, steps).split(": ", 1)[1]
@@ -159,17 +196,14 @@ def _line(values: dict[str, float], steps: int) -> str:
     )
 
 
-def _bundle(folder: Path, rate: int, dtype: str, out: Output) -> None:
+def _bundle(folder: Path, rate: int, dtype: Literal["float32", "float16"], out: Output) -> None:
     from lic.cli.models import default_name
     from lic.export.make_bundle import Description, make_bundle
     from lic.trainers.checkpoints import NAME, load_model
 
-    if dtype not in ("float32", "float16"):
-        raise ConfigError(f"--dtype is {dtype!r}; expected float32 or float16")
     model, training = load_model(folder / NAME)
     description = Description(
         name=default_name(model.config), rate_point=rate, lmbda=training["lmbda"], training=training
     )
-    kind = cast(Literal["float32", "float16"], dtype)
-    bundle = make_bundle(model, folder / "bundle", description, dtype=kind, overwrite=True)
+    bundle = make_bundle(model, folder / "bundle", description, dtype=dtype, overwrite=True)
     out.note(f"{bundle.label} -> {bundle.path}")

@@ -3,9 +3,10 @@
 Shapes: B batch, S crop side.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from lic.codec.errors import TrainingError
+from lic.codec.errors import OutputError, TrainingError
 from lic.codec.models import FactorizedPrior
 from lic.trainers import checkpoints
 from lic.trainers.config import TrainConfig
@@ -76,6 +77,7 @@ class Trainer:
 
         Raises:
             TrainingError: the loss or a weight is not finite; the last checkpoint stays.
+            OutputError: metrics or a checkpoint cannot be written; the last checkpoint stays.
         """
         # Exact zeros of ReLU drift into denormal numbers, which cost ten times the time.
         torch.set_flush_denormal(True)
@@ -152,9 +154,10 @@ class Trainer:
 
     def _log(self, values: dict[str, float]) -> None:
         if self.fabric.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / METRICS).open("a") as file:
-                file.write(json.dumps(values) + "\n")
+            with _writing(self.folder / METRICS):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with (self.folder / METRICS).open("a") as file:
+                    file.write(json.dumps(values) + "\n")
 
     def averaged(self) -> dict[str, Tensor]:
         """Return the state dict to evaluate and ship: averaged where averages are kept."""
@@ -168,6 +171,7 @@ class Trainer:
 
         Raises:
             TrainingError: a weight is not finite; the last checkpoint stays.
+            OutputError: it cannot be written; the last checkpoint stays.
         """
         # A finite loss can have a gradient that is not, and no later step would mend the weights.
         for name, parameter in self._bare.named_parameters():
@@ -187,13 +191,15 @@ class Trainer:
                 "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
                 "objective": self.objective.state_dict(),
             }
-            checkpoints.save(self.folder / checkpoints.NAME, state)
+            with _writing(self.folder / checkpoints.NAME):
+                checkpoints.save(self.folder / checkpoints.NAME, state)
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint.
 
         Raises:
             TrainingError: no readable checkpoint, or one of another run's options.
+            OutputError: the folder cannot be written.
         """
         state = checkpoints.load(self.folder / checkpoints.NAME)
         wanted = {**self._bare.config.to_dict(), **self.config.to_dict()}
@@ -220,7 +226,21 @@ class Trainer:
         if self.fabric.is_global_zero and path.is_file():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= self.step]
-            path.write_text("".join(line + "\n" for line in kept))
+            with _writing(path):
+                path.write_text("".join(line + "\n" for line in kept))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # On a full disk torch's writer raises one of its own while the system's error is under way.
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
+        raise OutputError(
+            f"{path}: cannot be written ({reason}); the last checkpoint is kept"
+        ) from error
 
 
 def _step_of(line: str) -> float:
