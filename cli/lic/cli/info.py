@@ -1,16 +1,17 @@
 """lic info and lic verify: what a .lic file says, and whether it is whole."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lic.cli import options
-from lic.cli.console import Exit, Output, exit_code
+from lic.cli import batch, options
+from lic.cli.console import Exit, Output, exit_code, message
 from lic.codec.container import LicFile, Limits, list_chunks, parse
-from lic.codec.errors import ImageError, LicError
+from lic.codec.errors import ConfigError
 
-Files = Annotated[list[Path], typer.Argument(help=".lic files.")]
+Files = Annotated[list[str], typer.Argument(help=".lic files; - is stdin.")]
 # Reading a header costs nothing, whatever size it claims.
 ANY_SIZE = Limits(max_pixels=0)
 
@@ -22,7 +23,7 @@ def info(
 ) -> None:
     """Show what .lic files hold, without decoding them; -v lists the chunks."""
     out = Output(verbose, as_json)
-    _each(files, out, lambda path: _describe(path, out))
+    _each(files, out, lambda job: _describe(job, out))
 
 
 def verify(
@@ -44,45 +45,48 @@ def verify(
     out = Output(-1 if quiet else verbose, as_json)
     decode = decoder(model, backend=backend, device=device, threads=0, max_pixels=max_pixels)
 
-    def check(path: Path) -> None:
-        data = _read(path)
+    def check(job: batch.Job) -> None:
+        data = batch.read_input(job)
         if structure:
             parse(data, Limits(max_pixels=max_pixels))
         else:
             decode(data)
-        out.result({"input": str(path), "ok": True}, f"{path}: ok")
+        out.result({"input": job.name, "ok": True}, f"{job.name}: ok")
 
     _each(files, out, check)
 
 
-def _each(files: list[Path], out: Output, act: Any) -> None:
-    """Act on every file; one failure ends with its own code, in a batch the code is 8."""
-    failed = False
-    for path in files:
+def _each(files: list[str], out: Output, act: Callable[[batch.Job], None]) -> None:
+    """Act on every file; one failure ends with its own code, in a batch the code is 8.
+
+    Raises:
+        ConfigError: stdin among other inputs.
+        Exit: always, with the code.
+    """
+    if batch.STREAM in files and len(files) > 1:
+        raise ConfigError("- (stdin) must be the only input")
+    code = Exit.OK
+    for name in files:
+        job = batch.Job(source=None if name == batch.STREAM else Path(name), target=None)
         try:
-            act(path)
-        except LicError as error:
-            if len(files) == 1:
-                raise
-            failed = True
+            act(job)
+        except BrokenPipeError:
+            # Whoever read the results has gone; no other file will change that.
+            raise
+        # A bug that one file lays open must not hide the others' results.
+        except Exception as error:
+            code = Exit.BATCH if len(files) > 1 else exit_code(error)
             if out.as_json:
-                values = {"input": str(path), "error": str(error), "exit_code": exit_code(error)}
-                out.result(values, "")
-            out.error(error, str(path))
-    raise typer.Exit(int(Exit.BATCH if failed else Exit.OK))
+                failure = {"input": job.name, "error": message(error)}
+                out.result({**failure, "exit_code": int(exit_code(error))}, "")
+            out.error(error, job.name)
+    raise typer.Exit(int(code))
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _describe(path: Path, out: Output) -> None:
-    data = _read(path)
+def _describe(job: batch.Job, out: Output) -> None:
+    data = batch.read_input(job)
     file = parse(data, ANY_SIZE)
-    values = _values(path, data, file)
+    values = _values(job.name, data, file)
     if out.verbosity > 0:
         values["chunks"] = [
             {"type": chunk.name, "offset": chunk.offset, "length": chunk.length}
@@ -91,7 +95,7 @@ def _describe(path: Path, out: Output) -> None:
     if out.as_json:
         out.result(values, "")
         return
-    typer.echo(f"{path}")
+    typer.echo(job.name)
     for key, value in values.items():
         if key == "chunks":
             for chunk in value:
@@ -100,11 +104,11 @@ def _describe(path: Path, out: Output) -> None:
             typer.echo(f"  {key.replace('_', ' '):<12} {value}")
 
 
-def _values(path: Path, data: bytes, file: LicFile) -> dict[str, Any]:
+def _values(name: str, data: bytes, file: LicFile) -> dict[str, Any]:
     header = file.header
-    extras = {"icc": file.icc, "exif": file.exif, "xmp": file.xmp, "alpha": file.alpha}
+    metadata = {"icc": file.icc, "exif": file.exif, "xmp": file.xmp, "alpha": file.alpha}
     return {
-        "input": str(path),
+        "input": name,
         "version": f"{header.major}.{header.minor}",
         "width": header.width,
         "height": header.height,
@@ -119,7 +123,7 @@ def _values(path: Path, data: bytes, file: LicFile) -> dict[str, Any]:
         "source": file.model.source if file.model else None,
         "bytes": len(data),
         "bpp": round(len(data) * 8 / (header.width * header.height), 6),
-        "metadata": {name: len(value) for name, value in extras.items() if value is not None},
+        "metadata": {name: len(value) for name, value in metadata.items() if value is not None},
         "meta": dict(file.meta),
         "warnings": list(file.warnings),
     }
