@@ -14,6 +14,8 @@ from PIL import Image
 from lic.codec.metrics import ms_ssim, psnr
 
 Pixels = NDArray[np.uint8]
+# What the formats' headers (WebP) or their usual writer (JPEG) can hold.
+MAX_SIDES = {"JPEG": 65500, "WEBP": 16383}
 JPEG_QUALITIES = (5, 8, 10, 12, 15, 18, 20, 25, 30, 40, 50, 60, 70, 80, 90)
 
 
@@ -27,6 +29,11 @@ class Point:
     psnr: float
     ms_ssim: float
     pixels: Pixels
+
+
+def fits(pixels: Pixels, codec: str) -> bool:
+    """Return whether a codec has room for pixels (H, W, C)."""
+    return bool(max(pixels.shape[:2]) <= MAX_SIDES[codec])
 
 
 def code(pixels: Pixels, codec: str, quality: int) -> bytes:
@@ -71,7 +78,12 @@ def nearest_size(pixels: Pixels, codec: str, size: int) -> Point:
 
 
 def jpeg_curve(pictures: Sequence[Pixels]) -> list[tuple[float, float]]:
-    """Return (mean bpp, mean PSNR) over pictures at every setting of JPEG_QUALITIES."""
+    """Return (mean bpp, mean PSNR) over pictures at every setting of JPEG_QUALITIES.
+
+    Empty where a picture is too large for JPEG: a curve of the others would compare with nothing.
+    """
+    if not all(fits(pixels, "JPEG") for pixels in pictures):
+        return []
     curve = []
     for quality in JPEG_QUALITIES:
         files = [code(pixels, "JPEG", quality) for pixels in pictures]
@@ -88,6 +100,8 @@ def rate_at(curve: Sequence[tuple[float, float]], quality: float) -> float | Non
 
     Between points the logarithm of the rate is taken as linear in PSNR.
     """
+    if not curve:
+        return None
     rates, qualities = zip(*sorted(curve, key=lambda point: point[1]), strict=True)
     if not qualities[0] <= quality <= qualities[-1]:
         return None

@@ -4,7 +4,7 @@ Shapes: H W pixels, C channels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 
 from lic.codec.bundle import Bundle
 from lic.codec.container import parse
-from lic.codec.errors import ImageError
-from lic.codec.image_io import READABLE_SUFFIXES, Picture, apply_metadata_policy, read_picture
+from lic.codec.errors import ImageError, NumericsError
+from lic.codec.image_io import (
+    READABLE_SUFFIXES,
+    Picture,
+    apply_metadata_policy,
+    read_picture,
+    upright,
+)
 from lic.codec.metrics import bpp, ms_ssim, psnr
-from lic.codec.pipeline import Codec, Encoded, to_network
+from lic.codec.pipeline import Codec, Decoded, Encoded, to_network
+
+# What a file may exceed its likelihood estimate by: headers and checksums, beyond half a percent.
+ALLOWED_BYTES = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +39,22 @@ class Row:
         size: bytes of the whole file that the first backend wrote.
         bpp: the same in bits per pixel.
         estimated_bpp: from the model's likelihoods in torch; None where torch is missing.
-        psnr, ms_ssim: of the decoded file.
-        same_symbols: every backend's file decoded on every other with the encoder's symbols.
+        psnr, ms_ssim: of that file decoded; None where no backend could decode it.
+        same_symbols: every backend's file decoded on every backend with the encoder's symbols.
+        failures: what was said where one did not.
         flips: symbols in which the backends' own analyses differ.
         pixel_gap: largest difference in levels between two backends' decodings of one file.
-        encode, decode: backend -> stage -> milliseconds.
+        encode, decode: backend -> stage -> milliseconds; without a decoder that failed.
     """
 
     picture: str
     size: int
     bpp: float
     estimated_bpp: float | None
-    psnr: float
-    ms_ssim: float
+    psnr: float | None
+    ms_ssim: float | None
     same_symbols: bool
+    failures: tuple[str, ...]
     flips: int
     pixel_gap: int
     encode: dict[str, dict[str, float]]
@@ -51,17 +62,38 @@ class Row:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Return the pictures in a folder, or the one file.
+    """Return the pictures in a folder, or the one file; hidden files do not count.
 
     Raises:
         ImageError: there is none.
     """
     if folder.is_file():
         return [folder]
-    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in READABLE_SUFFIXES)
+    found = sorted(
+        path
+        for path in folder.glob("*")
+        if path.suffix.lower() in READABLE_SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
     if not found:
         raise ImageError(f"{folder}: holds no pictures")
     return found
+
+
+def read_plain(path: Path) -> Picture:
+    """Read a picture as every codec here can hold it: upright, without alpha and metadata."""
+    bare = apply_metadata_policy(read_picture(path), "none")
+    return replace(upright(bare), alpha=None)
+
+
+def installed_backends() -> list[str]:
+    """Return the backends that can run here; that of torch reads its weights by safetensors."""
+    return ["onnx", "torch"] if _has_torch() else ["onnx"]
+
+
+def _has_torch() -> bool:
+    return all(find_spec(package) is not None for package in ("torch", "safetensors"))
 
 
 def evaluate(
@@ -76,7 +108,9 @@ def evaluate(
 ) -> list[Row]:
     """Code every picture with every backend, decode every file with every backend.
 
-    Times are medians of `repeats` after one run that does not count.
+    A decoder that gets other symbols than the encoder's is a finding, told in the picture's row.
+    Times are medians of `repeats` after one run that does not count. `progress` is called after
+    every picture.
     """
     codecs = {
         name: Codec(bundle, backend=name, device=device, threads=threads) for name in backends
@@ -84,8 +118,7 @@ def evaluate(
     estimate = _estimator(bundle)
     rows = []
     for path in pictures:
-        picture = apply_metadata_policy(read_picture(path), "none")
-        rows.append(_row(path.name, picture, codecs, estimate, repeats))
+        rows.append(_row(path.name, read_plain(path), codecs, estimate, repeats))
         progress()
     return rows
 
@@ -103,16 +136,20 @@ def _row(
         runs = [codec.compress(picture) for _ in range(repeats + 1)]
         encoded[backend] = runs[0]
         encode_times[backend] = _medians([run.stages for run in runs[1:]])
-    gap, decoded = 0, []
-    for file in encoded.values():
+    gap, failures = 0, []
+    decoded: list[NDArray[np.uint8] | None] = []
+    for writer, file in encoded.items():
         results = []
-        for backend, codec in codecs.items():
-            # A decoder that got other symbols than the encoder's raises NumericsError here.
-            outcome = [codec.decompress(parse(file.data)) for _ in range(repeats + 1)]
-            decode_times[backend] = _medians([run.stages for run in outcome[1:]])
+        for reader, codec in codecs.items():
+            outcome = _decode(file, codec, repeats)
+            if isinstance(outcome, NumericsError):
+                failures.append(f"{writer}'s file on {reader}: {outcome}")
+                continue
+            decode_times[reader] = _medians([run.stages for run in outcome[1:]])
             results.append(outcome[0].picture.pixels)
         gap = max([gap, *(_gap(results[0], other) for other in results[1:])])
-        decoded.append(results[0])
+        decoded.append(results[0] if results else None)
+    shown = decoded[0]
     size = len(next(iter(encoded.values())).data)
     bits = estimate(picture.pixels) if estimate else None
     pixels = picture.width * picture.height
@@ -121,14 +158,23 @@ def _row(
         size=size,
         bpp=bpp(size, picture.width, picture.height),
         estimated_bpp=None if bits is None else bits / pixels,
-        psnr=psnr(picture.pixels, decoded[0]),
-        ms_ssim=ms_ssim(picture.pixels, decoded[0]),
-        same_symbols=True,
+        psnr=None if shown is None else psnr(picture.pixels, shown),
+        ms_ssim=None if shown is None else ms_ssim(picture.pixels, shown),
+        same_symbols=not failures,
+        failures=tuple(failures),
         flips=_flips(picture, list(codecs.values())),
         pixel_gap=gap,
         encode=encode_times,
         decode=decode_times,
     )
+
+
+def _decode(file: Encoded, codec: Codec, repeats: int) -> list[Decoded] | NumericsError:
+    """Decode a file several times, or return why it gave other symbols than the encoder's."""
+    try:
+        return [codec.decompress(parse(file.data)) for _ in range(repeats + 1)]
+    except NumericsError as error:
+        return error
 
 
 def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -148,7 +194,7 @@ def _flips(picture: Picture, codecs: Sequence[Codec]) -> int:
 
 def _estimator(bundle: Bundle) -> Callable[[NDArray[np.uint8]], float] | None:
     """Return the bits of pixels (H, W, C) by the model's likelihoods, where torch is there."""
-    if find_spec("torch") is None:
+    if not _has_torch():
         return None
     import torch
 
@@ -168,15 +214,14 @@ def _estimator(bundle: Bundle) -> Callable[[NDArray[np.uint8]], float] | None:
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """Return means over pictures, the worst excess, and the median stage times."""
     estimated = [(r, r.estimated_bpp) for r in rows if r.estimated_bpp is not None]
-    # What a file may exceed its estimate by: half a percent, and 80 bytes for headers.
-    over = [r.size * (1 - 1.005 * rate / r.bpp) for r, rate in estimated]
+    over = [r.size - 1.005 * r.size * rate / r.bpp for r, rate in estimated]
     return {
         "pictures": len(rows),
         "bpp": fmean(r.bpp for r in rows),
-        "estimated_bpp": fmean(rate for _, rate in estimated) if estimated else None,
+        "estimated_bpp": _mean([rate for _, rate in estimated]),
         "worst_bytes_over_half_percent": max(over) if over else None,
-        "psnr": fmean(r.psnr for r in rows),
-        "ms_ssim": fmean(r.ms_ssim for r in rows),
+        "psnr": _mean([r.psnr for r in rows if r.psnr is not None]),
+        "ms_ssim": _mean([r.ms_ssim for r in rows if r.ms_ssim is not None]),
         "same_symbols": sum(r.same_symbols for r in rows),
         "flips": sum(r.flips for r in rows),
         "pixel_gap": max(r.pixel_gap for r in rows),
@@ -185,7 +230,15 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
 def _stage_medians(
     times: Sequence[dict[str, dict[str, float]]],
 ) -> dict[str, dict[str, float]]:
-    return {backend: _medians([entry[backend] for entry in times]) for backend in times[0]}
+    backends = dict.fromkeys(backend for entry in times for backend in entry)
+    return {
+        backend: _medians([entry[backend] for entry in times if backend in entry])
+        for backend in backends
+    }
