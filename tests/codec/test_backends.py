@@ -1,5 +1,7 @@
 """Engines: what was asked for and what really runs."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,12 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from lic.codec.backends import base
 from lic.codec.backends.ort_backend import OrtBackend
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
 from lic.codec.image_io import Picture
-from lic.codec.pipeline import Codec
+from lic.codec.pipeline import Codec, to_network
 
 
 def test_a_provider_that_is_missing_is_named(tiny_bundle: Path) -> None:
@@ -73,3 +76,60 @@ def test_a_graph_that_does_not_load_is_the_bundles_fault(
     monkeypatch.setattr(bundle, "read", lambda name: b"?" if name.endswith("onnx") else read(name))
     with pytest.raises(ModelMismatchError, match=r"encoder\.onnx.*cannot load"):
         OrtBackend(bundle).analyze(np.zeros((1, 3, 16, 16), np.float32))
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_strips_give_what_the_whole_picture_gives(
+    tiny_bundle: Path,
+    photo: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    rows: int,
+) -> None:
+    """However thin the strips, only rounding may differ: the margin covers the receptive field."""
+    backend = Codec(Bundle.open(tiny_bundle), backend=engine).backend
+    x = to_network(photo, 16)
+    symbols = backend.analyze(x)
+    x_hat = backend.synthesize(symbols)
+    monkeypatch.setattr(base, "STRIP_PIXELS", rows * 16 * x.shape[3])
+    in_strips = backend.analyze(x)
+    assert in_strips.shape == symbols.shape
+    assert np.abs(in_strips - symbols).max() <= 1
+    assert np.count_nonzero(in_strips != symbols) <= symbols.size / 500
+    np.testing.assert_allclose(backend.synthesize(symbols), x_hat, atol=1e-5)
+
+
+def test_strips_need_their_margin(
+    tiny_bundle: Path, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Codec(Bundle.open(tiny_bundle)).backend
+    x = to_network(photo, 16)
+    symbols = backend.analyze(x)
+    whole = backend.synthesize(symbols)
+    monkeypatch.setattr(base, "STRIP_PIXELS", 2 * 16 * x.shape[3])
+    monkeypatch.setattr(base, "MARGIN", 0)
+    assert np.abs(backend.synthesize(symbols) - whole).max() > 1e-4
+
+
+def test_memory_of_a_large_picture_is_bounded() -> None:
+    """12 megapixels: without strips the networks' inner tensors alone would take gigabytes."""
+    code = """
+import resource, sys
+import subprocess
+import sys
+
+import numpy as np
+from lic.codec import Picture, decompress, open_codec
+rng = np.random.default_rng(0)
+small = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+pixels = np.kron(small, np.ones((100, 100, 1), np.uint8))
+assert pixels.shape == (3000, 4000, 3)
+data = open_codec(threads=1).compress(Picture(pixels=pixels)).data
+assert decompress(data).picture.pixels.shape == pixels.shape
+sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert int(done.stdout) < 3000, f"{done.stdout} MiB"

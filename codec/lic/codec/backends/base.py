@@ -4,13 +4,16 @@ Shapes: M latent channels, H W pixels (multiples of the model's stride), h = H /
 """
 
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lic.codec.bundle import Bundle
-from lic.codec.latents import FactorizedSteps, State, Steps
+from lic.codec.latents import FactorizedSteps, State, Steps, checked_symbols
+from lic.codec.tiling import Strip, strips
 
 
 class Backend(Protocol):
@@ -47,8 +50,20 @@ OUT_OF_MEMORY = re.compile(
 )
 
 
-class FactorizedBackend:
-    """What the engines share for the factorized prior, whose state is its symbols (M, h, w)."""
+# Rows of latents around a strip that its own depend on: four layers of 5x5 at stride 2 reach 30
+# pixels in the analysis and 2 latents in the synthesis.
+MARGIN = 2
+# Networks see at most about this many pixels at once: their inner tensors take hundreds of bytes
+# for every pixel, and a picture may have 2^28.
+STRIP_PIXELS = 2**21
+
+
+class FactorizedBackend(ABC):
+    """What the engines share for the factorized prior, whose state is its symbols (M, h, w).
+
+    Large pictures go through the networks in strips, which changes results by no more than
+    floating-point rounding.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         # One table a channel, so the tables say how many there are.
@@ -59,3 +74,37 @@ class FactorizedBackend:
     def blank(self, height: int, width: int) -> State:
         """Return the symbols' shape (M, h, w)."""
         return self._channels, height // self._stride, width // self._stride
+
+    def analyze(self, x: NDArray[np.float32]) -> State:
+        """Return symbols (M, h, w) of x (1, 3, H, W) in [0, 1]."""
+        rows = [
+            checked_symbols(self._encode(x[:, :, self._pixels(strip)]), "y")[0, :, strip.inner]
+            for strip in self._strips(x.shape[2] // self._stride, x.shape[3] // self._stride)
+        ]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+
+    def synthesize(self, state: State) -> NDArray[np.float32]:
+        """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w)."""
+        _, height, width = state.shape
+        x_hat = np.empty((1, 3, height * self._stride, width * self._stride), np.float32)
+        for strip in self._strips(height, width):
+            symbols = state[None, :, strip.outer_start : strip.outer_stop].astype(np.int32)
+            inner = slice(strip.inner.start * self._stride, strip.inner.stop * self._stride)
+            kept = slice(strip.start * self._stride, strip.stop * self._stride)
+            x_hat[:, :, kept] = self._decode(symbols)[:, :, inner]
+        return x_hat
+
+    def _strips(self, height: int, width: int) -> Iterator[Strip]:
+        """Yield strips of latent rows that keep the networks' memory in bounds."""
+        return strips(height, max(1, STRIP_PIXELS // (width * self._stride**2)), MARGIN)
+
+    def _pixels(self, strip: Strip) -> slice:
+        return slice(strip.outer_start * self._stride, strip.outer_stop * self._stride)
+
+    @abstractmethod
+    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Return symbols (1, M, h, w) of x (1, 3, H, W)."""
+
+    @abstractmethod
+    def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return x_hat (1, 3, H, W) from symbols (1, M, h, w)."""

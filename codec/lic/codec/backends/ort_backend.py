@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from lic.codec.backends.base import OUT_OF_MEMORY, FactorizedBackend
 from lic.codec.bundle import DECODER, ENCODER, WEIGHTS, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
-from lic.codec.latents import State, checked_symbols
 
 # Short names for the execution providers that people ask for.
 PROVIDERS: dict[str, str] = {
@@ -49,19 +48,17 @@ class OrtBackend(FactorizedBackend):
         self._threads = threads
         self._sessions: dict[str, Any] = {}
 
-    def analyze(self, x: NDArray[np.float32]) -> State:
-        """Return symbols (M, h, w) of x (1, 3, H, W) in [0, 1]."""
-        return checked_symbols(self._run(ENCODER, "x", x), "y")[0]
-
-    def synthesize(self, state: State) -> NDArray[np.float32]:
-        """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w)."""
-        return self._run(DECODER, "symbols", state[None].astype(np.int32))
-
     def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
         """Make the sessions of the directions asked for."""
         for wanted, graph in ((encoder, ENCODER), (decoder, DECODER)):
             if wanted:
                 self._session(graph)
+
+    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
+        return self._run(ENCODER, "x", np.ascontiguousarray(x))
+
+    def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
+        return self._run(DECODER, "symbols", symbols)
 
     def _run(self, graph: str, name: str, value: NDArray[Any]) -> NDArray[Any]:
         session = self._session(graph)

@@ -14,7 +14,6 @@ from safetensors.torch import load
 from lic.codec.backends.base import OUT_OF_MEMORY, FactorizedBackend
 from lic.codec.bundle import WEIGHTS, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError
-from lic.codec.latents import State, checked_symbols
 from lic.codec.models import MODELS, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 
@@ -63,19 +62,18 @@ class TorchBackend(FactorizedBackend):
         """Do nothing: both directions are loaded together with the model."""
 
     @torch.inference_mode()
-    def analyze(self, x: NDArray[np.float32]) -> State:
-        """Return symbols (M, h, w) of x (1, 3, H, W) in [0, 1]."""
+    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
         with _memory_errors():
             image = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
-            symbols = self._encoder(image).cpu().numpy()
-        return checked_symbols(symbols, "y")[0]
+            symbols: NDArray[np.int32] = self._encoder(image).cpu().numpy()
+        return symbols
 
     @torch.inference_mode()
-    def synthesize(self, state: State) -> NDArray[np.float32]:
-        """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w)."""
+    def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
         with _memory_errors():
-            symbols = torch.from_numpy(state[None].astype(np.int32)).to(self._device)
-            x_hat: NDArray[np.float32] = self._decoder(symbols).cpu().numpy()
+            x_hat: NDArray[np.float32] = (
+                self._decoder(torch.from_numpy(symbols).to(self._device)).cpu().numpy()
+            )
         return x_hat
 
 
