@@ -18,7 +18,8 @@ from lic.codec.models import FactorizedPrior
 from lic.codec.pipeline import to_network
 from lic.export import make_bundle as module
 from lic.export import onnx_export
-from lic.export.make_bundle import OPSET, Description, make_bundle
+from lic.export.make_bundle import Description, make_bundle
+from lic.export.onnx_export import OPSET
 
 Built = Callable[[str], tuple[Bundle, str]]
 EVERY = ["relu", "relu-half", "gdn", "igdn1-half"]

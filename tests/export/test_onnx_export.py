@@ -1,8 +1,6 @@
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from lic.codec.bundle import WEIGHTS
 from lic.codec.errors import ExportError
 from lic.codec.models.blocks import GDN, conv
+from lic.export import onnx_export as module
 from lic.export.onnx_export import (
     OPSET,
     FoldedGDN,
@@ -182,21 +181,11 @@ def test_no_graph_computes_on_parameters() -> None:
     check_graph("a", graph, b"", layers, [example, torch.rand(1, 3, 16, 80)])
 
 
-@pytest.mark.parametrize("opset", [17, 18, 21])
-def test_another_opset_is_written_when_asked_for(opset: int) -> None:
-    graph = export_graph(
-        conv(3, 4), torch.rand(1, 3, 32, 48), input_name="x", output_name="y", opset=opset
-    )
-    assert {entry.domain: entry.version for entry in graph.opset_import} == {"": opset}
-    session = onnxruntime.InferenceSession(graph.SerializeToString())
-    (y,) = session.run(None, {"x": np.zeros((1, 3, 64, 16), np.float32)})
-    assert y.shape == (1, 4, 32, 8)
-
-
-def test_an_opset_that_the_exporter_cannot_write_is_refused() -> None:
+def test_another_opset_than_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = normalised(inverse=False, simplified=False)
-    with pytest.raises(ExportError, match="asked for opset 7"):
-        export_graph(layers, torch.rand(1, 3, 32, 48), input_name="x", output_name="y", opset=7)
+    monkeypatch.setattr(module, "OPSET", 7)
+    with pytest.raises(ExportError, match="asked for opset 7, the exporter wrote"):
+        export_graph(layers, torch.rand(1, 3, 32, 48), input_name="x", output_name="y")
 
 
 def test_what_the_exporter_cannot_do_is_an_export_error() -> None:

@@ -23,7 +23,7 @@ from lic.codec.bundle import (
 from lic.codec.errors import ConfigError, ExportError, OutputError
 from lic.codec.models import FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
-from lic.export.onnx_export import OPSET, check_graph, export_graph, share_weights
+from lic.export.onnx_export import check_graph, export_graph, share_weights
 
 GRAPHS: dict[str, Any] = {
     "encoder": {
@@ -138,6 +138,3 @@ def _example(
         return torch.rand(1, 3, *size, generator=generator)
     shape = (1, model.config.M, *size)
     return torch.randint(-3, 4, shape, generator=generator, dtype=torch.int32)
-
-
-__all__ = ["OPSET", "Description", "make_bundle"]

@@ -30,12 +30,12 @@ SAFETENSORS_TO_ONNX = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
 
 
 def export_graph(
-    module: nn.Module, example: Tensor, *, input_name: str, output_name: str, opset: int = OPSET
+    module: nn.Module, example: Tensor, *, input_name: str, output_name: str
 ) -> onnx.ModelProto:
     """Export a module of one 4-D input with free height and width, its normalisations folded.
 
     Raises:
-        ExportError: the exporter failed, or wrote another opset than asked for.
+        ExportError: the exporter failed, or wrote another opset than OPSET.
     """
     height, width = torch.export.Dim("height", min=1), torch.export.Dim("width", min=1)
     # The encoder's input is a multiple of the stride; saying so keeps its shapes symbolic.
@@ -49,7 +49,7 @@ def export_graph(
                 input_names=[input_name],
                 output_names=[output_name],
                 dynamic_shapes=(shapes,),
-                opset_version=opset,
+                opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
             )
@@ -59,8 +59,8 @@ def export_graph(
         raise ExportError("torch.onnx.export returned nothing")
     graph: onnx.ModelProto = program.model_proto
     found = next(entry.version for entry in graph.opset_import if entry.domain == "")
-    if found != opset:
-        raise ExportError(f"asked for opset {opset}, the exporter wrote {found}")
+    if found != OPSET:
+        raise ExportError(f"asked for opset {OPSET}, the exporter wrote {found}")
     return graph
 
 
