@@ -131,6 +131,22 @@ def test_any_other_name_is_taken(
     assert no_export["description"].name == name
 
 
+def test_a_run_ends_in_a_checkpoint_and_a_bundle(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    run = tmp_path / "deep" / "run"
+    more = ("--dtype", "float32", "-q", 3, "--lmbda", 0.01)
+    assert lic(*small_run(run, photos, *more)).code == 0
+    assert checkpoints.load(run / checkpoints.NAME)["step"] == 4
+    assert (no_export["target"], no_export["dtype"]) == (run / "bundle", "float32")
+    description = no_export["description"]
+    assert (description.rate_point, description.lmbda) == (3, 0.01)
+    assert description.name == "bmshj2018-factorized-relu-lite"
+    again = lic(*small_run(run, photos, *more))
+    assert again.code == 7 and "--resume" in again.err
+    assert lic(*small_run(run, photos, *more, "--resume")).code == 0
+
+
 def test_an_unknown_precision_is_refused_before_training(
     lic: Lic, photos: Path, tmp_path: Path
 ) -> None:
