@@ -196,7 +196,7 @@ def check_target(target: Path | None, *, force: bool) -> None:
     if stat.S_ISDIR(found):
         raise OutputError(f"{target}: is a folder; name a file")
     if stat.S_ISREG(found) and not force:
-        raise OutputError(f"{target}: exists already; -f overwrites it, --skip-existing leaves it")
+        raise OutputError(f"{target}: exists already; -f overwrites it")
 
 
 def write_output(data: bytes, target: Path | None, *, force: bool) -> None:
