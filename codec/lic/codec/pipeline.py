@@ -169,8 +169,8 @@ class Codec:
                 raise NumericsError(
                     f"tile {tile.index}: the stream is intact but gave other symbols (CRC-32 "
                     f"{crc:08x}, the encoder's {tile.symbols_crc:08x}): this device computes other "
-                    "entropy parameters than the encoder's; decode on the same kind of device and "
-                    "backend, or with the float64 CPU fallback"
+                    "entropy parameters than the encoder's; decode with the encoder's backend on "
+                    "the same kind of device"
                 )
         with stages.measure("transform"):
             x_hat = self.backend.synthesize(state)
