@@ -73,6 +73,8 @@ def apply_metadata_policy(
         ConfigError: An unknown kind.
     """
     kinds = check_metadata_policy(keep)
+    if keep == "all":
+        return picture
     return replace(
         picture,
         icc=picture.icc if "icc" in kinds else None,
