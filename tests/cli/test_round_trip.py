@@ -123,7 +123,7 @@ def test_a_drawing_is_stored_losslessly_by_itself(lic: Lic, tmp_path: Path) -> N
 
 def test_rate_points_order_size_and_quality(lic: Lic, tmp_path: Path) -> None:
     sizes, qualities = [], []
-    for rate in (1, 2, 3):
+    for rate in (1, 2, 3, 4):
         done = lic("compress", "samples/kodim23.png", "-o", tmp_path / "a.lic", "-f", "-q", rate,
                    "--json", "--dry-run")  # fmt: skip
         values = json.loads(done.out)
@@ -210,7 +210,7 @@ def test_verify_and_info_of_several(lic: Lic, png: Path, tmp_path: Path) -> None
 
 def test_models_list_show(lic: Lic, tiny_bundle: Path) -> None:
     listed = [json.loads(line) for line in lic("models", "list", "--json").out.splitlines()]
-    assert [m["rate_point"] for m in listed if m["name"].endswith("relu-lite")] == [1, 2, 3]
+    assert [m["rate_point"] for m in listed if m["name"].endswith("relu-lite")] == [1, 2, 3, 4]
     shown = lic("models", "show", tiny_bundle)
     assert shown.code == 0 and "all hashes" in shown.out
     assert "bmshj2018-factorized-relu-lite" in lic("models", "list").out

@@ -133,7 +133,8 @@ def test_no_symbols_are_one_empty_stream(kernel: KernelName, mixed_tables: Table
 
 def test_one_symbol_is_sixteen_bytes(kernel: KernelName, mixed_tables: Tables) -> None:
     one = np.ones(1, np.uint16)
-    (stream,) = write(mixed_tables, [(one.astype(np.int16) - 1, one)], kernel)
+    symbol = mixed_tables.offset[1:2].astype(np.int16)
+    (stream,) = write(mixed_tables, [(symbol, one)], kernel)
     assert len(stream) == 16
 
 

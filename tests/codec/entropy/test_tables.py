@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lic.codec.entropy import PRECISION, Tables, build_tables, pmf_to_quantized_cdf
+from lic.codec.entropy.tables import RARE
 from lic.codec.errors import ConfigError, ModelMismatchError
 
 TOTAL = 1 << PRECISION
@@ -181,6 +182,31 @@ def test_a_wide_pmf_loses_its_rarer_end_to_the_escape() -> None:
     assert made.offset[0] == -100 + 45
     escape = TOTAL - int(made.quantized_cdf[0, 255])
     assert escape == pytest.approx(TOTAL * (pmf[:45].sum() + 0.5) / pmf.sum(), abs=1)
+
+
+def test_rare_symbols_at_the_ends_are_cheaper_as_escapes() -> None:
+    """The expected cost over the pmf, an escape counted with 16 more bits, falls by pruning."""
+    x = np.arange(-40, 41)
+    pmf = 0.5 ** (np.abs(x) * 0.8)
+    pmf = np.append(pmf / pmf.sum() * (1 - 1e-9), 1e-9)
+    made = build_tables([pmf], [-40])
+    first, kept = int(made.offset[0]), int(made.cdf_length[0]) - 2
+    assert first == -(kept // 2) and 30 < kept < 50
+    assert pmf[first + 40] >= RARE > pmf[first + 39]
+
+    def cost(cdf: NDArray[np.int64], start: int) -> float:
+        slots = np.diff(cdf)
+        bits = -np.log2(slots / TOTAL)
+        inside = pmf[start : start + len(slots) - 1]
+        return float((inside * bits[:-1]).sum() + (1 - inside.sum()) * (bits[-1] + 16))
+
+    pruned = cost(made.quantized_cdf[0, : kept + 2].astype(np.int64), first + 40)
+    assert pruned < cost(pmf_to_quantized_cdf(pmf), 0)
+
+
+def test_a_pmf_keeps_one_symbol_however_rare() -> None:
+    made = build_tables([np.array([1e-9, 1.0])], [5])
+    assert (made.offset[0], made.cdf_length[0]) == (5, 3)
 
 
 def test_build_tables_wants_an_offset_for_each_pmf() -> None:

@@ -123,7 +123,7 @@ def test_absurdly_wide_densities_take_no_absurd_memory() -> None:
         bottleneck.quantiles[2] = torch.tensor([-1e9, 0.0, 1e9])
     pmfs, _ = bottleneck.pmfs()
     assert max(map(len, pmfs)) < 10_000
-    assert 250 < bottleneck.tables().cdf_length[2] <= 257
+    assert 10 < bottleneck.tables().cdf_length[2] <= 257
 
 
 def test_pmfs_start_at_their_offset_and_end_with_the_rest() -> None:

@@ -22,6 +22,9 @@ from lic.codec.errors import ConfigError, ModelMismatchError
 PRECISION = 14
 TOTAL = 1 << PRECISION
 MAX_SYMBOLS = 255
+# A slot takes at least 2^-14 of the mass, which costs every other symbol 9e-5 bits; an escape costs
+# about 12 bits more than such a slot. Below this probability a symbol is cheaper without a slot.
+RARE = 2.0**-17
 """Symbols with a slot of their own; with the escape 256, so that the kernel's slots are bytes."""
 MAX_TABLES = 65535
 """Table indexes are uint16: bmshj2018 has 320 channels, more than a byte can number."""
@@ -193,7 +196,8 @@ def _log_step(slots: NDArray[np.int64]) -> NDArray[np.float64]:
 def build_tables(pmfs: Sequence[NDArray[np.float64]], offsets: Sequence[int]) -> Tables:
     """Quantise one table for each pmf.
 
-    A pmf with more than 255 symbols loses its rarer end, symbol by symbol, to the escape.
+    Symbols at a pmf's ends that are rarer than RARE go to the escape, and so does the rarer end of
+    more than 255, symbol by symbol.
 
     Args:
         pmfs: T arrays, each the masses of the symbols offset, offset + 1, ... and, as the last
@@ -218,9 +222,12 @@ def build_tables(pmfs: Sequence[NDArray[np.float64]], offsets: Sequence[int]) ->
 
 
 def _prune(pmf: NDArray[np.float64], offset: int) -> tuple[NDArray[np.float64], int]:
-    """Return the pmf of at most 255 symbols + escape, and its first symbol."""
+    """Return the pmf without its rarest ends, of at most 255 symbols, and its first symbol."""
     first, last = 0, len(pmf) - 1
-    while last - first > MAX_SYMBOLS:
+    rare = RARE * math.fsum(pmf)
+    while last - first > MAX_SYMBOLS or (
+        last - first > 1 and min(pmf[first], pmf[last - 1]) < rare
+    ):
         if pmf[first] < pmf[last - 1]:
             first += 1
         else:
