@@ -32,7 +32,7 @@ eval: $(VENV)/.dev
 	$(BIN)/lic eval $(KODAK) --threads 1 -o runs/eval.json --force
 
 benchmark-entropy: $(VENV)/.runtime
-	$(BIN)/python -m lic.codec.benchmark.entropy
+	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400
 
 # A million damaged streams; minutes, so not part of the tests.
 soak: $(VENV)/.dev
