@@ -76,7 +76,7 @@ def test_size_matches_the_tables_code_length(codecs: dict[str, Codec]) -> None:
         slots = state[channel].astype(np.int64) - tables.offset[channel]
         slots = np.where((slots < 0) | (slots >= n - 1), n - 1, slots)
         bits -= np.log2(np.diff(cdf)[slots] / 2**14).sum()
-        escapes += np.count_nonzero(slots == n - 1)
+        escapes += int(np.count_nonzero(slots == n - 1))
     assert len(encoded.data) <= bits / 8 * 1.001 + 83 + 2 * escapes + 1
     assert len(encoded.data) >= bits / 8
 
