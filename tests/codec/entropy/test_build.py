@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("hatchling")
-
 ROOT = Path(__file__).parents[3]
 SOURCE = ROOT / "codec/lic/codec/entropy/_rans.c"
 
