@@ -31,6 +31,8 @@ def test_every_embedded_bundle_is_whole() -> None:
         bundle.check()
         assert bundle.manifest.lmbda
         assert bundle.manifest.training["steps_done"] > 1000
+        for name in bundle.manifest.files:
+            assert b".py" not in bundle.read(name), "the graph tells where it was made"
 
 
 def test_embedded_bundles_beat_jpeg_of_the_same_size() -> None:

@@ -38,6 +38,15 @@ def test_a_graph_is_valid_and_of_the_opset_asked_for(built: Built, kind: str, gr
 
 
 @pytest.mark.parametrize("kind", EVERY)
+def test_a_bundle_says_nothing_of_the_machine_it_was_made_on(built: Built, kind: str) -> None:
+    bundle, _ = built(kind)
+    for name in bundle.manifest.files:
+        data = bundle.read(name)
+        for trace in (str(Path(torch.__file__).parent), str(Path.cwd()), "stack_trace", ".py"):
+            assert trace.encode() not in data, (name, trace)
+
+
+@pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize(("graph", "side"), [(ENCODER, "g_a."), (DECODER, "g_s.")])
 def test_weights_are_stored_once_and_pointed_at(
     built: Built, kind: str, graph: str, side: str

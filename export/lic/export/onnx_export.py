@@ -58,6 +58,7 @@ def export_graph(
     if program is None:
         raise ExportError("torch.onnx.export returned nothing")
     graph: onnx.ModelProto = program.model_proto
+    _forget_origin(graph)
     found = next(entry.version for entry in graph.opset_import if entry.domain == "")
     if found != OPSET:
         raise ExportError(f"asked for opset {OPSET}, the exporter wrote {found}")
@@ -100,6 +101,22 @@ def fold_normalisations(module: nn.Module) -> nn.Module:
         if isinstance(layer, GDN):
             copied.set_submodule(name, FoldedGDN(layer))
     return copied
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes of its run: stack traces with paths of the machine it ran on."""
+    graph = model.graph
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 @contextlib.contextmanager
