@@ -256,6 +256,6 @@ def test_a_missing_package_is_named_with_what_installs_it(
 
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else name)
     done = lic(*small_run(tmp_path / "run", photos))
-    assert done.code == 2 and "needs onnxscript; pip install 'lic[train]'" in done.err
+    assert done.code == 2 and "pip install '.[train]'" in done.err
     done = lic("models", "import", tmp_path / "any.pth")
-    assert done.code == 2 and "needs onnxscript; pip install 'lic[export]'" in done.err
+    assert done.code == 2 and "pip install '.[export]'" in done.err

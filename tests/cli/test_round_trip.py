@@ -228,3 +228,24 @@ def test_demo_prints_a_table_and_draws_a_picture(lic: Lic, png: Path, tmp_path: 
 def test_version(lic: Lic) -> None:
     done = lic("--version")
     assert done.code == 0 and done.out.startswith("lic 0.")
+
+
+def test_what_is_decoded_must_be_a_lic_file(lic: Lic, png: Path) -> None:
+    before = png.read_bytes()
+    done = lic("decompress", png, "-o", png.with_name("back.png"))
+    assert done.code == 4 and str(png) in done.err
+    same = lic("decompress", png)
+    assert same.code == 2 and "reads .lic files" in same.err
+    assert png.read_bytes() == before
+
+
+def test_a_dry_run_says_so_and_skipping_everything_too(lic: Lic, png: Path) -> None:
+    assert "dry run" in lic("compress", png, "--dry-run").err
+    assert not png.with_suffix(".lic").exists()
+    assert lic("compress", png).code == 0
+    assert "nothing to do" in lic("compress", png, "--skip-existing").err
+
+
+def test_choosing_lossless_is_said(lic: Lic, tmp_path: Path) -> None:
+    Image.new("L", (300, 200), 9).save(tmp_path / "flat.png")
+    assert "stored losslessly" in lic("compress", tmp_path / "flat.png").err

@@ -148,7 +148,10 @@ def _distinct(jobs: list[Job]) -> list[Job]:
                 "name, or code them into different folders"
             )
         if key == _key(job.source):
-            raise ConfigError(f"{job.name}: input and output are the same file; name another -o")
+            raise ConfigError(
+                f"{job.name}: input and output would be the same file; name another -o (lic "
+                "compress reads pictures, lic decompress reads .lic files)"
+            )
         seen[key] = job
     return renamed
 
@@ -266,6 +269,9 @@ def run(
         # The bytes are on disk; keeping those of a whole folder would fill the memory.
         return replace(done, data=b"")
 
+    if not jobs:
+        output.note("nothing to do")
+        return Exit.OK
     if len(jobs) == 1:
         return _run_one(jobs[0], one, output)
     return _run_many(jobs, one, output, workers, stop)
@@ -310,7 +316,9 @@ def _run_many(
         pool.shutdown(wait=True, cancel_futures=True)
     output.note(f"{done} of {len(jobs)} done")
     if failures:
-        output.note("failed: " + ", ".join(job.name for job, _ in failures))
+        named = ", ".join(job.name for job, _ in failures[:20])
+        more = f" and {len(failures) - 20} more" if len(failures) > 20 else ""
+        output.note(f"failed: {named}{more}")
     return Exit.BATCH if failures else Exit.OK
 
 

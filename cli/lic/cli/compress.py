@@ -133,8 +133,9 @@ def _values(
 
 def _text(values: dict[str, Any]) -> str:
     psnr = f", {values['psnr'] or float('inf'):.2f} dB" if "psnr" in values else ""
+    dry = " (dry run, nothing written)" if "psnr" in values else ""
     return (
-        f"{values['input']} -> {values['output']}: {values['width']}x{values['height']}, "
+        f"{values['input']} -> {values['output']}{dry}: {values['width']}x{values['height']}, "
         f"{values['bytes']:,} bytes, {values['bpp']:.3f} bpp{psnr}, "
         f"{sum(values['milliseconds'].values()):.0f} ms"
     )

@@ -126,7 +126,7 @@ def _print(results: list[dict[str, Any]], out: Output) -> None:
 
     table = Table(
         "model", "bpp", "estimate", "excess\nbytes", "PSNR dB", "MS-SSIM", "JPEG\nbpp", "saving",
-        "cross-\ndecoded", "level\ngap", box=None, caption_justify="left",
+        "decoded\nby all", "level\ngap", box=None, caption_justify="left",
         caption="excess bytes: of the worst file, beyond its estimate + 0.5 %, and what is allowed",
     )  # fmt: skip
     for r in results:

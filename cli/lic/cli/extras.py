@@ -13,4 +13,6 @@ def require(extra: str, *packages: str) -> None:
     """
     for package in packages:
         if find_spec(package) is None:
-            raise ConfigError(f"this command needs {package}; pip install 'lic[{extra}]'")
+            raise ConfigError(
+                f"this command needs {package}; in lic's own folder: pip install '.[{extra}]'"
+            )

@@ -113,22 +113,24 @@ class Codec:
             return compress_lossless(picture)
         stages = Stages()
         streams, crc = self._code(picture.pixels, stages)
-        with stages.measure("container"):
-            if lossless is None and _lossless_has_a_chance(picture.pixels):
+        if lossless is None and _lossless_has_a_chance(picture.pixels):
+            with stages.measure("lossless trial"):
                 payload = encode_lossless(picture.pixels)
-                if len(payload) < sum(map(len, streams)):
-                    return _finish(picture, _lossless_header(picture), (payload,), 0, None, stages)
-            header = replace(
-                _lossless_header(picture),
-                rate_point=self.bundle.manifest.rate_point,
-                coder=Coder.RANS,
-                fingerprint=self.bundle.fingerprint,
-            )
-            # The name helps to find a missing bundle; lic's own need no finding, and 47 bytes are
-            # a percent of a small file.
-            model = None
-            if not self.bundle.embedded:
-                model = Model(name=self.bundle.label, source=self.bundle.manifest.source)
+            if len(payload) < sum(map(len, streams)):
+                note = "stored losslessly, which takes fewer bytes than the model's stream"
+                picture = replace(picture, notes=(*picture.notes, note))
+                return _finish(picture, _lossless_header(picture), (payload,), 0, None, stages)
+        header = replace(
+            _lossless_header(picture),
+            rate_point=self.bundle.manifest.rate_point,
+            coder=Coder.RANS,
+            fingerprint=self.bundle.fingerprint,
+        )
+        # The name helps to find a missing bundle; lic's own need no finding, and 47 bytes are a
+        # percent of a small file.
+        model = None
+        if not self.bundle.embedded:
+            model = Model(name=self.bundle.label, source=self.bundle.manifest.source)
         encoded = _finish(picture, header, streams, crc, model, stages)
         return replace(encoded, notes=(*encoded.notes, *self.backend.notes))
 

@@ -12,8 +12,8 @@ BACKENDS: tuple[BackendName, ...] = ("auto", "onnx", "torch")
 
 
 _NEEDS = {
-    "torch": (("torch", "safetensors"), "lic[torch]"),
-    "onnx": (("onnxruntime",), "lic"),
+    "torch": (("torch", "safetensors"), ".[torch]"),
+    "onnx": (("onnxruntime",), "."),
 }
 
 
@@ -33,7 +33,9 @@ def open_backend(
     packages, extra = _NEEDS[name]
     for package in packages:
         if find_spec(package) is None:
-            raise ConfigError(f"backend {name!r} needs {package}; pip install '{extra}'")
+            raise ConfigError(
+                f"backend {name!r} needs {package}; in lic's own folder: pip install '{extra}'"
+            )
     if name == "torch":
         from lic.codec.backends.torch_backend import TorchBackend
 
