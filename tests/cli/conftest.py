@@ -1,6 +1,8 @@
 """Run command lines in this process and look at what they leave behind."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,3 +43,23 @@ def png(tmp_path: Path) -> Path:
     with Image.open("samples/kodim23.png") as image:
         image.crop((100, 100, 148, 132)).save(path)
     return path
+
+
+@pytest.fixture
+def stepping_down(tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which permissions count: the administrator may write anywhere."""
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+
+    @contextmanager
+    def down() -> Iterator[None]:
+        administrator = os.geteuid() == 0
+        try:
+            if administrator:
+                os.seteuid(65534)
+            yield
+        finally:
+            if administrator:
+                os.seteuid(0)
+
+    return down

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lic.cli.console import EXITS, Exit
 from lic.codec.errors import LicError
 
 Lic = Callable[..., Any]
+SteppingDown = Callable[[], AbstractContextManager[None]]
 
 
 def left_behind(folder: Path) -> set[str]:
@@ -85,21 +87,14 @@ def test_input_is_never_its_own_output(lic: Lic, png: Path) -> None:
     assert png.read_bytes() == before
 
 
-def test_folder_that_cannot_be_written(lic: Lic, png: Path, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written(
+    lic: Lic, png: Path, tmp_path: Path, stepping_down: SteppingDown
+) -> None:
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0o555)
-    # The administrator may write anywhere, so the test steps down for the length of the call.
-    administrator = os.geteuid() == 0
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    try:
-        if administrator:
-            os.seteuid(65534)
+    with stepping_down():
         done = lic("compress", png, "-o", locked / "a.lic")
-    finally:
-        if administrator:
-            os.seteuid(0)
     assert done.code == 7 and "locked" in done.err
     assert left_behind(locked) == set()
     done = lic("compress", png, "-o", png / "a.lic")
@@ -253,23 +248,17 @@ def test_json_and_data_do_not_share_stdout(lic: Lic, png: Path) -> None:
     assert done.code == 2 and done.out == ""
 
 
-def test_folders_that_may_not_be_entered(lic: Lic, png: Path, tmp_path: Path) -> None:
+def test_folders_that_may_not_be_entered(
+    lic: Lic, png: Path, tmp_path: Path, stepping_down: SteppingDown
+) -> None:
     locked = tmp_path / "locked"
     locked.mkdir()
     (locked / "a.png").write_bytes(png.read_bytes())
     locked.chmod(0)
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    administrator = os.geteuid() == 0
-    try:
-        if administrator:
-            os.seteuid(65534)
+    with stepping_down():
         assert lic("compress", locked / "a.png").code == 3
         assert lic("compress", png, "-o", locked / "a.lic").code == 7
-    finally:
-        if administrator:
-            os.seteuid(0)
-        locked.chmod(0o755)
+    locked.chmod(0o755)
 
 
 def test_a_pipe_is_written_to_and_not_replaced(lic: Lic, png: Path, tmp_path: Path) -> None:

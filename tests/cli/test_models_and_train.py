@@ -1,6 +1,5 @@
 """lic models and lic train: what is refused is refused before the work, with a sentence."""
 
-import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -180,7 +179,7 @@ def test_act_says_what_the_normalisations_of_a_foreign_checkpoint_are(tmp_path: 
 
 
 def test_a_folder_that_cannot_be_written_ends_before_the_first_step(
-    lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lic: Lic, photos: Path, tmp_path: Path, stepping_down: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lic.trainers.loop import Trainer
 
@@ -189,20 +188,11 @@ def test_a_folder_that_cannot_be_written_ends_before_the_first_step(
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0o555)
-    # The administrator may write anywhere, so the test steps down for the length of the call.
-    administrator = os.geteuid() == 0
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    try:
-        if administrator:
-            os.seteuid(65534)
+    with stepping_down():
         results = [
             lic(*small_run(folder, photos))
             for folder in (locked, locked / "run", tmp_path / "file", tmp_path / "file" / "run")
         ]
-    finally:
-        if administrator:
-            os.seteuid(0)
     for done in results:
         assert done.code == 7 and "cannot be written" in done.err
     assert list(locked.iterdir()) == []

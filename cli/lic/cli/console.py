@@ -107,11 +107,6 @@ class Output:
         if self.verbosity >= 0:
             self._line(text)
 
-    def detail(self, text: str) -> None:
-        """Say something that -v asked for."""
-        if self.verbosity >= 1:
-            self._line(text)
-
     def error(self, error: BaseException, subject: str = "") -> None:
         """Report an error; -vv adds the traceback."""
         prefix = f"{subject}: " if subject and subject not in message(error) else ""

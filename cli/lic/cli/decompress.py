@@ -1,5 +1,6 @@
 """lic decompress: .lic files -> pictures."""
 
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,8 +71,17 @@ def decoder(model: str | None, *, max_pixels: int, **engine: Any) -> Callable[[b
     from lic.codec.pipeline import Codec, decompress
 
     @lru_cache(maxsize=4)
+    def opened(fingerprint: bytes, hint: Model | None) -> "Codec":
+        codec = Codec(for_fingerprint(fingerprint, hint, model=model), **engine)
+        codec.backend.load(decoder=True)
+        return codec
+
+    one_at_a_time = threading.Lock()
+
     def find(fingerprint: bytes, hint: Model | None) -> "Codec":
-        return Codec(for_fingerprint(fingerprint, hint, model=model), **engine)
+        # Files that start together must wait for one model, not load one each.
+        with one_at_a_time:
+            return opened(fingerprint, hint)
 
     limits = Limits(max_pixels=max_pixels)
 

@@ -100,13 +100,6 @@ def test_bits_count_the_information_of_all_latents() -> None:
     assert float(bits(likelihoods)) == 24 * 2 + 5
 
 
-def test_decoding_needs_neither_the_encoder_nor_the_density(model: FactorizedPrior) -> None:
-    tensors = model.decoding_tensors()
-    assert {name.split(".")[0] for name in tensors} == {"g_s", "medians"}
-    assert torch.equal(tensors["medians"], model.entropy_bottleneck.quantiles[:, 0, 1])
-    assert torch.equal(tensors["g_s.6.bias"], model.state_dict()["g_s.6.bias"])
-
-
 @pytest.mark.parametrize(
     "options, named",
     [

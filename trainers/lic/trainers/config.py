@@ -1,10 +1,8 @@
 """The options of a training run."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from lic.codec.errors import ConfigError
 
@@ -71,21 +69,3 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return asdict(self)
-
-    @classmethod
-    def from_file(cls, path: Path) -> Self:
-        """Read a config that `to_dict` wrote as JSON.
-
-        Raises:
-            ConfigError: not JSON, an unknown field, or a value that cannot work.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read as a training config ({error})") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: not a training config; expected a JSON object of options")
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ConfigError(f"{path}: unknown options {', '.join(sorted(unknown))}")
-        return cls(**values)

@@ -76,7 +76,6 @@ class FactorizedPrior(nn.Module):
 
     name = "bmshj2018-factorized"
     stride = STRIDE
-    config_class = FactorizedConfig
 
     def __init__(self, config: FactorizedConfig) -> None:
         super().__init__()
@@ -127,11 +126,6 @@ class FactorizedPrior(nn.Module):
         y_hat, likelihoods = self.entropy_bottleneck(y)
         x_hat = self.synthesize(y_hat)
         return Output(x_hat[..., : x.shape[-2], : x.shape[-1]], {"y": likelihoods})
-
-    def decoding_tensors(self) -> dict[str, Tensor]:
-        """Return what a decoder needs; with the tables it decides the fingerprint."""
-        state = {f"g_s.{k}": v for k, v in self.g_s.state_dict().items()}
-        return {**state, "medians": self.entropy_bottleneck.medians.reshape(-1)}
 
 
 def bits(likelihoods: dict[str, Tensor]) -> Tensor:
