@@ -254,19 +254,18 @@ def test_choosing_lossless_is_said(lic: Lic, tmp_path: Path) -> None:
 def test_files_decoded_together_share_one_model(
     lic: Lic, png: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lic.codec import pipeline
+    from lic.codec.backends import open_backend
 
     (tmp_path / "in").mkdir()
     for i in range(6):
         (tmp_path / "in" / f"{i}.png").write_bytes(png.read_bytes())
     assert lic("compress", tmp_path / "in", "-o", tmp_path / "out").code == 0
     opened: list[Any] = []
-    real = pipeline.open_backend
 
     def counted(*arguments: Any, **options: Any) -> Any:
         opened.append(arguments)
-        return real(*arguments, **options)
+        return open_backend(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "open_backend", counted)
+    monkeypatch.setattr("lic.codec.pipeline.open_backend", counted)
     assert lic("decompress", tmp_path / "out", "-o", tmp_path / "back", "-j", 6).code == 0
     assert len(opened) == 1
