@@ -53,9 +53,40 @@ _UNREADABLE = (
     zipfile.LargeZipFile,
 )
 
-# Tensors whose names start so decide what a decoder computes, by architecture.
-DECODING_TENSORS: dict[str, tuple[str, ...]] = {
-    "bmshj2018-factorized": ("g_s.", "entropy_bottleneck.quantiles"),
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What must be known of an architecture without its code.
+
+    Attributes:
+        decoding: tensors whose names start so decide what a decoder computes.
+        tiled: large pictures are coded tile by tile. Networks that only see symbols need none: in
+            strips they give the same as in one piece.
+    """
+
+    decoding: tuple[str, ...]
+    tiled: bool
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "bmshj2018-factorized": Architecture(
+        decoding=("g_s.", "entropy_bottleneck.quantiles"), tiled=False
+    ),
+    "bmshj2018-hyperprior": Architecture(
+        decoding=("g_s.", "h_s.", "entropy_bottleneck.quantiles"), tiled=True
+    ),
+    "hpcm": Architecture(
+        decoding=(
+            "g_s.",
+            "h_s.",
+            "means_hyper",
+            "adaptive_params_list.",
+            "y_spatial_prior_",
+            "attn_",
+            "context_net.",
+        ),
+        tiled=True,
+    ),
 }
 
 
@@ -68,7 +99,7 @@ class Manifest:
         rate_point: 1 to 255; a larger number means more bits.
         architecture: key of `lic.codec.models.MODELS`.
         config: the architecture's options.
-        stride: latents have one row per `stride` pixel rows.
+        stride: networks take pictures whose sides are multiples of it.
         lmbda: Lagrange multiplier of the training loss, None where unknown.
         metric: distortion that was trained for, "mse" or "ms-ssim".
         training: provenance, free form.
@@ -94,8 +125,8 @@ class Manifest:
     def __post_init__(self) -> None:
         if not 1 <= self.rate_point <= 255:
             raise ConfigError(f"rate_point is {self.rate_point}; expected 1 to 255")
-        if self.architecture not in DECODING_TENSORS:
-            known = ", ".join(sorted(DECODING_TENSORS))
+        if self.architecture not in ARCHITECTURES:
+            known = ", ".join(sorted(ARCHITECTURES))
             raise ConfigError(f"architecture is {self.architecture!r}; expected one of {known}")
 
     def to_bytes(self) -> bytes:
@@ -310,7 +341,7 @@ def fingerprint(architecture: str, config: dict[str, Any], weights: bytes, table
     feed(architecture.encode())
     feed(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
     index = safetensors_index(weights)
-    for name in sorted(n for n in index if n.startswith(DECODING_TENSORS[architecture])):
+    for name in sorted(n for n in index if n.startswith(ARCHITECTURES[architecture].decoding)):
         dtype, shape, begin, end = index[name]
         feed(json.dumps([name, dtype, shape], separators=(",", ":")).encode())
         feed(weights[begin:end])

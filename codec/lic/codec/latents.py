@@ -19,10 +19,11 @@ SYMBOL_LIMIT = 2**15 - 1
 class Steps(Protocol):
     """What the walk asks of a codec: its groups of symbols, one after the other.
 
-    The state is opaque here; a backend may keep it on its device.
+    The state is opaque here; a backend may keep it on its device. `groups` names for each group
+    the part of the latents that it belongs to, such as z, or the scale s1.
     """
 
-    groups: int
+    groups: tuple[str, ...]
 
     def propose(
         self, group: int, state: State
@@ -41,7 +42,7 @@ def walk(steps: Steps, state: State, coder: SymbolCoder) -> tuple[State, int]:
     A writer and a reader as `coder` make this the encoder and the decoder.
     """
     crc = 0
-    for group in range(steps.groups):
+    for group in range(len(steps.groups)):
         symbols, indexes = steps.propose(group, state)
         symbols = coder.code(symbols, indexes)
         crc = zlib.crc32(np.ascontiguousarray(symbols, dtype="<i2").data, crc)
@@ -55,7 +56,7 @@ class FactorizedSteps:
     The state is symbols (M, h, w), or (M, h, w) as a tuple of lengths before they are read.
     """
 
-    groups = 1
+    groups: tuple[str, ...] = ("y",)
 
     def __init__(self, channels: int) -> None:
         self._indexes = np.arange(channels, dtype=np.uint16)[:, None]
