@@ -51,7 +51,7 @@ def test_the_crc_tells_one_symbol_from_another() -> None:
 class TwoGroups:
     """Codes the second half with tables that the first half chose, as a context model does."""
 
-    groups = 2
+    groups: tuple[str, ...] = ("first", "second")
 
     def propose(
         self, group: int, state: State

@@ -163,8 +163,8 @@ class _CumulativeFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (t,) = ctx.saved_tensors
         (grad,) = grads
-        density = SHAPE / 2 * torch.exp(-(torch.abs(t) ** SHAPE) - math.lgamma(1 / SHAPE))
-        return grad * density
+        density = torch.exp(-(torch.abs(t) ** SHAPE) - math.lgamma(1 / SHAPE))
+        return grad * (SHAPE / 2 * density)
 
 
 _cumulative_with_gradient: Callable[[Tensor], Tensor] = _CumulativeFunction.apply
