@@ -164,7 +164,8 @@ class _CumulativeFunction(torch.autograd.Function):
         (t,) = ctx.saved_tensors
         (grad,) = grads
         density = torch.exp(-(torch.abs(t) ** SHAPE) - math.lgamma(1 / SHAPE))
-        return grad * (SHAPE / 2 * density)
+        gradient: Tensor = grad * (SHAPE / 2 * density)
+        return gradient
 
 
 _cumulative_with_gradient: Callable[[Tensor], Tensor] = _CumulativeFunction.apply
