@@ -148,7 +148,8 @@ class GeneralizedGaussian(Conditional):
 def _cumulative(t: Tensor) -> Tensor:
     """Return F(t) = (1 + sign(t) P(1 / 1.5, |t|^1.5)) / 2, P the regularised incomplete gamma."""
     inside = torch.special.gammainc(t.new_tensor(1 / SHAPE), torch.abs(t) ** SHAPE)
-    return 0.5 * (1 + torch.sign(t) * inside)
+    value: Tensor = 0.5 * (1 + torch.sign(t) * inside)
+    return value
 
 
 class _CumulativeFunction(torch.autograd.Function):
