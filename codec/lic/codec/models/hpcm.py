@@ -1,0 +1,590 @@
+"""HPCM: hierarchical progressive context modeling (Li et al., ICCV 2025, arXiv 2507.19125).
+
+Shapes: B batch, M latent channels, N hyper-latent channels, H W pixels, h = H / 16, w = W / 16.
+A group of a step at scale s1, s2, s3 is (B, M/2, h/4, w/4), (B, M/4, h/2, w/2), (B, M/8, h, w).
+
+Tensor names and the order of everything are those of the published weights. Tensors of 2M channels
+hold scales first, then means.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lic.codec.entropy import Tables, build_tables
+from lic.codec.errors import ConfigError
+from lic.codec.models import hierarchy
+from lic.codec.models.bmshj2018 import Output
+from lic.codec.models.conditional import GeneralizedGaussian, scale_indexes, scale_table
+from lic.codec.models.context import ContextModel
+from lic.codec.models.hierarchy import STEPS, fold, spread, up
+
+Placement = Literal["upstream", "corrected"]
+# Sides of the attention windows at s1, s2, s3: 256 pixels each.
+WINDOWS = (4, 8, 8)
+SCALE_LOW, SCALE_HIGH, SCALE_LEVELS = 0.12, 64.0, 60
+# Written by upstream's update() and ignored here: lic freezes tables of its own.
+TABLE_BUFFERS = (
+    "scale_table",
+    "quantized_cdf_z",
+    "cdf_length_z",
+    "offset_z",
+    "quantized_cdf_y",
+    "cdf_length_y",
+    "offset_y",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HPCMConfig:
+    """Widths and depths.
+
+    Attributes:
+        widths: channels of the transforms at 1/2, 1/4 and 1/8 of the picture, multiples of 4.
+        blocks: residual blocks there.
+        M: latent channels, a multiple of 8.
+        N: hyper-latent channels, a multiple of 4.
+        prior_s1_s2: blocks before and after the adaptive product, for s1 and s2.
+        prior_s3: the same for s3.
+        heads: of the window attention; 0 leaves attention out and carries the parameters
+            themselves on as context (PhiContext).
+        placement: where the hyper parameters of s2 stand: "upstream" as published weights need it,
+            "corrected" at the sites that they belong to, for models trained so.
+
+    Raises:
+        ConfigError: a value that the structure does not allow.
+    """
+
+    widths: tuple[int, int, int] = (96, 192, 384)
+    blocks: tuple[int, int, int] = (2, 2, 4)
+    M: int = 320
+    N: int = 256
+    prior_s1_s2: tuple[int, int] = (2, 1)
+    prior_s3: tuple[int, int] = (3, 2)
+    heads: int = 32
+    placement: Placement = "upstream"
+
+    def __post_init__(self) -> None:
+        for name, length in (("widths", 3), ("blocks", 3), ("prior_s1_s2", 2), ("prior_s3", 2)):
+            value = getattr(self, name)
+            low = 4 if name == "widths" else 0
+            if not _whole_numbers(value, length, low):
+                raise ConfigError(f"{name} is {value!r}; expected {length} numbers from {low} up")
+            object.__setattr__(self, name, tuple(value))
+        if any(width % 4 for width in self.widths):
+            raise ConfigError(f"widths is {self.widths}; expected multiples of 4")
+        for name, unit in (("M", 8), ("N", 4)):
+            value = getattr(self, name)
+            if type(value) is not int or not unit <= value <= 4096 or value % unit:
+                raise ConfigError(f"{name} is {value!r}; expected a multiple of {unit} up to 4096")
+        if (
+            type(self.heads) is not int
+            or self.heads < 0
+            or (self.heads and 2 * self.M % self.heads)
+        ):
+            raise ConfigError(f"heads is {self.heads!r}; expected 0 or a divisor of {2 * self.M}")
+        if self.placement not in get_args(Placement):
+            raise ConfigError(
+                f"placement is {self.placement!r}; expected {' or '.join(get_args(Placement))}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _whole_numbers(values: object, length: int, low: int) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == length
+        and all(type(value) is int and low <= value <= 4096 for value in values)
+    )
+
+
+# Base, Large and Phi as published; tiny, with the same structure, for tests and small devices.
+SIZES: dict[str, HPCMConfig] = {
+    "base": HPCMConfig(),
+    "large": HPCMConfig(blocks=(2, 2, 8), prior_s1_s2=(2, 2), prior_s3=(4, 3)),
+    "phi": HPCMConfig(heads=0),
+    "tiny": HPCMConfig(
+        widths=(32, 48, 64),
+        blocks=(1, 1, 2),
+        M=64,
+        N=32,
+        prior_s1_s2=(1, 1),
+        prior_s3=(2, 1),
+        heads=8,
+    ),
+}
+
+
+def hpcm_config(size: str, placement: Placement = "upstream") -> HPCMConfig:
+    """Return the config of "base", "large", "phi" or "tiny".
+
+    Raises:
+        ConfigError: no such size.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
+    return HPCMConfig(**{**SIZES[size].to_dict(), "placement": placement})
+
+
+def _down(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride=2, padding=kernel_size // 2 - 1)
+
+
+def _up(in_channels: int, out_channels: int, kernel_size: int) -> nn.ConvTranspose2d:
+    padding = kernel_size // 2 - 1
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride=2, padding=padding)
+
+
+class _Branch(nn.Module):
+    """A sequence under the name `branch`, as the weights have it."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value: Tensor = self.branch(x)
+        return value
+
+
+def _mlp(channels: int, expansion: int) -> list[nn.Module]:
+    # In place: the hidden layer is the largest tensor of the whole model.
+    return [
+        nn.Conv2d(channels, expansion * channels, 1),
+        nn.LeakyReLU(0.01, inplace=True),
+        nn.Conv2d(expansion * channels, channels, 1),
+    ]
+
+
+class _PartialConv(nn.Module):
+    """A 3x3 convolution of the first quarter of the channels; the others pass."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.active = channels // 4
+        self.pconv = nn.Conv2d(self.active, self.active, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.pconv(x[:, : self.active]), x[:, self.active :]), dim=1)
+
+
+class PartialBlock(_Branch):
+    """x + f(x) for x (B, C, h, w): a partial convolution, then a perceptron at every site."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__([_PartialConv(channels), *_mlp(channels, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape."""
+        return x + super().forward(x)
+
+
+class DepthwiseBlock(_Branch):
+    """x + f(x) for x (B, C, h, w): a depthwise convolution, then a perceptron at every site."""
+
+    def __init__(self, channels: int) -> None:
+        depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        super().__init__([depthwise, *_mlp(channels, 2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape."""
+        return x + super().forward(x)
+
+
+class _Prior(nn.Module):
+    """What turns the adapted context into the scales and means of a step."""
+
+    def __init__(self, channels: int, out_channels: int, depths: tuple[int, int]) -> None:
+        super().__init__()
+        before, after = depths
+        self.branch_1 = nn.Sequential(*(DepthwiseBlock(channels) for _ in range(before)))
+        self.branch_2 = nn.Sequential(
+            *(DepthwiseBlock(channels) for _ in range(after)), nn.Conv2d(channels, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor, adaptive: Tensor) -> Tensor:
+        value: Tensor = self.branch_2(self.branch_1(x) * adaptive)
+        return value
+
+
+class WindowAttention(nn.Module):
+    """Cross attention within windows: a step's parameters ask, the previous context answers."""
+
+    def __init__(self, channels: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = window
+        self.conv_q = nn.Conv2d(channels, channels, 1)
+        self.conv_k = nn.Conv2d(channels, channels, 1)
+        self.conv_v = nn.Conv2d(channels, channels, 1)
+        self.conv_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, parameters: Tensor, context: Tensor) -> Tensor:
+        """Return the next context; all (B, 2M, h, w), h and w multiples of the window.
+
+        conv_out takes the parameters, not the attention's result: so the weights were trained.
+        """
+        q = self._windows(self.conv_q(parameters))
+        k = self._windows(self.conv_k(context))
+        v = self._windows(self.conv_v(context))
+        weights = torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, dim=-1)
+        attended = self._whole(weights @ v, parameters.shape)
+        result: Tensor = attended + self.conv_out(parameters)
+        return result
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """Return x (B, C, h, w) as (B, windows down, across, heads, sites, C / heads)."""
+        batch, channels, height, width = x.shape
+        side = self.window
+        cells = x.reshape(
+            batch, self.heads, channels // self.heads, height // side, side, width // side, side
+        )
+        return cells.permute(0, 3, 5, 1, 4, 6, 2).flatten(4, 5)
+
+    def _whole(self, windows: Tensor, shape: torch.Size) -> Tensor:
+        """Undo `_windows`."""
+        side = self.window
+        cells = windows.reshape(*windows.shape[:4], side, side, windows.shape[-1])
+        return cells.permute(0, 3, 6, 1, 4, 2, 5).reshape(shape)
+
+
+@dataclass
+class Progress:
+    """Where the walk through the steps is.
+
+    Attributes:
+        hyper: (B, 2M, h, w) from the hyper decoder.
+        context: (B, 2M, ...) at the size of the current scale.
+        parameters: scales and means of the last step where the attention still has to take them
+            up, else None.
+        y_hat: (B, M, ...), what is known of y at the current scale; zeros elsewhere.
+    """
+
+    hyper: Tensor
+    context: Tensor
+    parameters: Tensor | None
+    y_hat: Tensor
+
+
+class HPCM(ContextModel):
+    """Base, Large, PhiContext and smaller, by config."""
+
+    name = "hpcm"
+    steps = tuple(step.name for step in STEPS)
+
+    means_hyper: nn.Parameter
+    scales_hyper: nn.Parameter
+    levels: Tensor
+    s1_in_s2: Tensor
+    s2_in_s3: Tensor
+
+    def __init__(self, config: HPCMConfig) -> None:
+        super().__init__()
+        self.config = config
+        m, n = config.M, config.N
+        self.means_hyper = nn.Parameter(torch.zeros(1, n, 1, 1))
+        self.scales_hyper = nn.Parameter(torch.ones(1, n, 1, 1))
+        for name in TABLE_BUFFERS:
+            self.register_buffer(name, torch.empty(0))
+        self.entropy_estimation = GeneralizedGaussian(scale_bound=SCALE_LOW)
+        self.g_a, self.g_s = _transforms(config)
+        self.h_a = _Branch(
+            [
+                PartialBlock(m),
+                _down(m, n, 2),
+                *(PartialBlock(n) for _ in range(3)),
+                _down(n, n, 2),
+            ]
+        )
+        self.h_s = _Branch(
+            [
+                _up(n, n, 2),
+                *(PartialBlock(n) for _ in range(3)),
+                _up(n, 2 * m, 2),
+                PartialBlock(2 * m),
+            ]
+        )
+        self._init_context(config)
+        self.register_buffer(
+            "levels", scale_table(SCALE_LOW, SCALE_HIGH, SCALE_LEVELS), persistent=False
+        )
+        self._init_patterns()
+
+    def _init_context(self, config: HPCMConfig) -> None:
+        """Make the networks of the steps."""
+        wide, double = 3 * config.M, 2 * config.M
+        for scale, count in (("s1", 1), ("s2", 3), ("s3", 6)):
+            adaptors = nn.ModuleList(nn.Conv2d(wide, wide, 1) for _ in range(count))
+            self.add_module(f"y_spatial_prior_adaptor_list_{scale}", adaptors)
+        self.y_spatial_prior_s1_s2 = _Prior(wide, double, config.prior_s1_s2)
+        self.y_spatial_prior_s3 = _Prior(wide, double, config.prior_s3)
+        # Released files lack these: they were neither trained nor saved then, and stayed ones.
+        self.adaptive_params_list = nn.ParameterList(
+            nn.Parameter(torch.ones(1, wide, 1, 1)) for _ in STEPS[1:]
+        )
+        if config.heads:
+            for scale, window in zip(hierarchy.SCALES, WINDOWS, strict=True):
+                self.add_module(f"attn_{scale}", WindowAttention(double, config.heads, window))
+        self.context_net = nn.ModuleList(nn.Conv2d(double, double, 1) for _ in range(2))
+
+    def _init_patterns(self) -> None:
+        for number, sites in enumerate(hierarchy.step_patterns()):
+            self.register_buffer(f"_sites_{number}", sites, persistent=False)
+        s1_in_s2, s2_in_s3 = hierarchy.coarse_patterns()
+        self.register_buffer("s1_in_s2", s1_in_s2, persistent=False)
+        self.register_buffer("s2_in_s3", s2_in_s3, persistent=False)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """Return a freshly initialised model from a config's dictionary."""
+        try:
+            return cls(HPCMConfig(**config))
+        except (TypeError, ConfigError) as error:
+            raise ConfigError(f"{cls.name}: {error}") from None
+
+    @property
+    def stride(self) -> int:  # type: ignore[override]
+        """Pictures are multiples of it: whole windows, or whole cells of the coarsest pattern."""
+        whole_windows = self.config.heads or self.config.placement == "upstream"
+        return 256 if whole_windows else 128
+
+    def analyze(self, x: Tensor) -> Tensor:
+        """Return y (B, M, h, w) of x (B, 3, H, W) in [0, 1]."""
+        y: Tensor = self.g_a(x)
+        return y
+
+    def synthesize(self, y_hat: Tensor) -> Tensor:
+        """Return x_hat (B, 3, H, W), not clamped, from y_hat (B, M, h, w)."""
+        x_hat: Tensor = self.g_s(y_hat)
+        return x_hat
+
+    def hyper_analyze(self, y: Tensor) -> Tensor:
+        """Return z minus its means, not rounded, (B, N, h / 4, w / 4)."""
+        z: Tensor = self.h_a(y)
+        return z - self.means_hyper
+
+    def begin(self, z: Tensor) -> Progress:
+        """Return the state before the first step from the rounded `hyper_analyze(y)`."""
+        hyper = self.h_s(z + self.means_hyper)
+        context = self._both(hyper, self._to_s1)
+        known = context.new_zeros(context.shape[0], self.config.M, *context.shape[2:])
+        return Progress(hyper=hyper, context=context, parameters=None, y_hat=known)
+
+    def select(self, step: int, y: Tensor) -> Tensor:
+        """Return the part of y (B, M, h, w) that a step codes."""
+        coarse = (self._to_s1, self._to_s2, None)[STEPS[step].scale]
+        return fold(coarse(y) if coarse else y, self._sites(step))
+
+    def parameters_of(self, step: int, progress: Progress) -> tuple[Tensor, Tensor]:
+        """Return scales and means of a step's part."""
+        scale, place = STEPS[step]
+        if step == 0:
+            # The hyper parameters as they are; no network takes part, and no attention follows.
+            parameters = progress.context
+        else:
+            self._take_up(step, progress)
+            if place == 0:
+                self._refine(scale, progress)
+            parameters = self._predict(step, progress)
+            progress.parameters = parameters
+        scales, means = parameters.chunk(2, dim=1)
+        sites = self._sites(step)
+        return fold(scales, sites), fold(means, sites)
+
+    def accept(self, step: int, progress: Progress, y_hat: Tensor) -> None:
+        """Make a step's part known to the steps after it."""
+        progress.y_hat = progress.y_hat + spread(y_hat, self._sites(step))
+
+    def y_hat(self, progress: Progress) -> Tensor:
+        """Return y_hat (B, M, h, w) after the last step."""
+        return progress.y_hat
+
+    def _take_up(self, step: int, progress: Progress) -> None:
+        """Bring the last step's parameters into the context: only now, as the last one's never are.
+
+        Which is why the attention after step 10, computed upstream, does not exist here.
+        """
+        if progress.parameters is None:
+            return
+        if self.config.heads:
+            attention = self.get_submodule(f"attn_{STEPS[step - 1].name}")
+            progress.context = attention(progress.parameters, progress.context)
+        else:
+            progress.context = progress.parameters
+        progress.parameters = None
+
+    def _refine(self, scale: int, progress: Progress) -> None:
+        """Move on from the coarser scale to `scale`, whose other sites get hyper parameters."""
+        if scale == 1:
+            sites = self.s1_in_s2
+            hyper = self._both(self._both(progress.hyper, self._to_s2), self._hyper_s2)
+        else:
+            sites = self.s2_in_s3
+            hyper = self._both(progress.hyper, lambda half: hierarchy.without(half, sites))
+        lifted = self._both(progress.context, lambda half: up(half, sites))
+        progress.context = self.context_net[scale - 1](lifted + hyper)
+        progress.y_hat = up(progress.y_hat, sites)
+
+    def _predict(self, step: int, progress: Progress) -> Tensor:
+        """Return scales and means (B, 2M, ...) of all sites, those coded before included."""
+        scale, place = STEPS[step]
+        adaptors = self.get_submodule(f"y_spatial_prior_adaptor_list_{hierarchy.SCALES[scale]}")
+        assert isinstance(adaptors, nn.ModuleList)
+        # Upstream indexes the list by place - 1: the first step of s2 or s3 takes the last one.
+        adaptor = adaptors[(place - 1) % len(adaptors)]
+        prior = self.y_spatial_prior_s3 if scale == 2 else self.y_spatial_prior_s1_s2
+        adapted = adaptor(torch.cat((progress.context, progress.y_hat), dim=1))
+        predicted: Tensor = prior(adapted, self.adaptive_params_list[step - 1])
+        return predicted
+
+    def _hyper_s2(self, half: Tensor) -> Tensor:
+        if self.config.placement == "upstream":
+            return hierarchy.scrambled_without_s1(half)
+        return hierarchy.without(half, self.s1_in_s2)
+
+    def _sites(self, step: int) -> Tensor:
+        return self.get_buffer(f"_sites_{step}")
+
+    @staticmethod
+    def _to_s2(x: Tensor) -> Tensor:
+        return hierarchy.coarsen(x, hierarchy.COARSE_OF_S3)
+
+    @classmethod
+    def _to_s1(cls, x: Tensor) -> Tensor:
+        return hierarchy.coarsen(cls._to_s2(x), hierarchy.COARSE_OF_S2)
+
+    @staticmethod
+    def _both(x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+        """Treat the scales and the means of x (B, 2M, h, w) alike: `act` sees (2B, M, h, w)."""
+        batch, channels = x.shape[:2]
+        halves = act(x.reshape(2 * batch, channels // 2, *x.shape[2:]))
+        return halves.reshape(batch, channels, *halves.shape[2:])
+
+    def forward(self, x: Tensor) -> Output:
+        """Code x (B, 3, H, W) in theory; H and W are multiples of `stride`.
+
+        In training, rounding passes gradients straight through, and likelihoods are those of
+        residuals with uniform noise.
+
+        Returns:
+            x_hat, not clamped, and likelihoods "y" (B, M, h, w) and "z" (B, N, h / 4, w / 4).
+
+        Raises:
+            ConfigError: H or W is no multiple.
+        """
+        if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
+            raise ConfigError(
+                f"{self.name}: the picture is {x.shape[-1]}x{x.shape[-2]}; expected multiples of "
+                f"{self.stride}, pad it"
+            )
+        y = self.analyze(x)
+        z = self.hyper_analyze(y)
+        y_hat, residuals, scales = self.quantize(y, z)
+        likelihoods = {
+            "y": self.entropy_estimation(self._observed(residuals), scales),
+            "z": self.entropy_estimation(self._observed(z), self.scales_hyper.expand_as(z)),
+        }
+        return Output(self.synthesize(y_hat), likelihoods)
+
+    def quantize(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the steps with y (B, M, h, w) and z less its means known.
+
+        Returns:
+            y_hat, the residuals before rounding, and their scales, all (B, M, h, w).
+        """
+        progress = self.begin(self._rounded(z))
+        residuals, scales = [], []
+        for step in range(len(STEPS)):
+            scale, mean = self.parameters_of(step, progress)
+            residual = self.select(step, y) - mean
+            self.accept(step, progress, self._rounded(residual) + mean)
+            residuals.append(residual)
+            scales.append(scale)
+        return self.y_hat(progress), self.gather(residuals), self.gather(scales)
+
+    def gather(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the parts of all steps in the layout of y (B, M, h, w)."""
+        total = spread(parts[0], self._sites(0))
+        for step, part in enumerate(parts[1:], start=1):
+            if STEPS[step].place == 0:
+                total = up(total, (self.s1_in_s2, self.s2_in_s3)[STEPS[step].scale - 1])
+            total = total + spread(part, self._sites(step))
+        return total
+
+    def scale_masks(self, height: int, width: int) -> dict[str, Tensor]:
+        """Return for s1, s2, s3 which latents belong to it: ones and zeros (1, M, h, w).
+
+        They sum to one everywhere; 1/16, 3/16 and 3/4 of all latents.
+        """
+        like = self.s1_in_s2.new_zeros(1, self.config.M, height, width)
+        parts = [self.select(step, like) for step in range(len(STEPS))]
+        return {
+            name: self.gather([p + (STEPS[step].scale == scale) for step, p in enumerate(parts)])
+            for scale, name in enumerate(hierarchy.SCALES)
+        }
+
+    def bits_by_part(self, likelihoods: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the bits (scalars) of z, s1, s2, s3 in `forward`'s likelihoods."""
+        y = -torch.log2(likelihoods["y"])
+        masks = self.scale_masks(y.shape[-2], y.shape[-1])
+        parts = {"z": -torch.log2(likelihoods["z"]).sum()}
+        return parts | {name: (y * mask).sum() for name, mask in masks.items()}
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        if not self.training:
+            return torch.round(values)
+        return values + (torch.round(values) - values).detach()
+
+    def _observed(self, residuals: Tensor) -> Tensor:
+        """Return what likelihoods are taken of."""
+        if not self.training:
+            return torch.round(residuals)
+        return residuals + torch.empty_like(residuals).uniform_(-0.5, 0.5)
+
+    def indexes(self, scales: Tensor) -> Tensor:
+        """Return the numbers of the tables that scales ask for, after the N tables of z."""
+        return self.config.N + scale_indexes(scales, self.levels)
+
+    def tables(self) -> Tables:
+        """Return the integer tables that a bundle freezes: N of z, then one for each level."""
+        rows_z, offsets_z = self.entropy_estimation.pmfs(self.scales_hyper.flatten())
+        rows_y, offsets_y = self.entropy_estimation.pmfs(self.levels)
+        return build_tables([*rows_z, *rows_y], [*offsets_z, *offsets_y])
+
+
+def _transforms(config: HPCMConfig) -> tuple[nn.Module, nn.Module]:
+    """Return g_a and g_s."""
+
+    def blocks(place: int) -> list[nn.Module]:
+        return [PartialBlock(config.widths[place]) for _ in range(config.blocks[place])]
+
+    half, quarter, eighth = config.widths
+    g_a = _Branch(
+        [
+            _down(3, half, 4),
+            *blocks(0),
+            _down(half, quarter, 2),
+            *blocks(1),
+            _down(quarter, eighth, 2),
+            *blocks(2),
+            _down(eighth, config.M, 2),
+        ]
+    )
+    g_s = _Branch(
+        [
+            _up(config.M, eighth, 2),
+            *blocks(2),
+            _up(eighth, quarter, 2),
+            *blocks(1),
+            _up(quarter, half, 2),
+            *blocks(0),
+            _up(half, 3, 4),
+        ]
+    )
+    return g_a, g_s
