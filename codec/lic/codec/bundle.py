@@ -73,7 +73,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         decoding=("g_s.", "entropy_bottleneck.quantiles"), tiled=False
     ),
     "bmshj2018-hyperprior": Architecture(
-        decoding=("g_s.", "h_s.", "entropy_bottleneck.quantiles"), tiled=True
+        decoding=(
+            "g_s.",
+            "h_s.",
+            "entropy_bottleneck.quantiles",
+            "gaussian_conditional.scale_table",
+        ),
+        tiled=True,
     ),
     "hpcm": Architecture(
         decoding=(

@@ -3,10 +3,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lic.codec.models import FactorizedConfig, FactorizedPrior
+from lic.codec.models import (
+    FactorizedConfig,
+    FactorizedPrior,
+    HyperpriorConfig,
+    ScaleHyperprior,
+)
 from lic.codec.models.blocks import GDN, Activation
 
 MakeModel = Callable[..., FactorizedPrior]
+MakeHyperprior = Callable[..., ScaleHyperprior]
 
 
 def _make_model(
@@ -20,8 +26,23 @@ def _make_model(
     return model
 
 
+def _make_hyperprior(
+    encoder: Activation = "gdn", decoder: Activation = "gdn", *, seed: int = 0
+) -> ScaleHyperprior:
+    config = HyperpriorConfig(N=8, M=12, encoder_activation=encoder, decoder_activation=decoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ScaleHyperprior(config).eval()
+        _randomise(model)
+        with torch.no_grad():
+            for name in ("h_a.0.weight", "h_a.4.weight", "h_s.0.weight", "h_s.4.weight"):
+                model.get_parameter(name).mul_(3)
+            model.get_parameter("h_s.4.bias").uniform_(0, 1)
+    return model
+
+
 @torch.no_grad()
-def _randomise(model: FactorizedPrior) -> None:
+def _randomise(model: FactorizedPrior | ScaleHyperprior) -> None:
     """Move every parameter away from its initial value; latents spread over several steps."""
     for module in model.modules():
         if isinstance(module, GDN):
@@ -42,3 +63,9 @@ def _randomise(model: FactorizedPrior) -> None:
 def make_model() -> MakeModel:
     """A function: (encoder's activation, decoder's, seed) -> a small model in eval mode."""
     return _make_model
+
+
+@pytest.fixture(scope="session")
+def make_hyperprior() -> MakeHyperprior:
+    """The same for the model with a hyperprior."""
+    return _make_hyperprior

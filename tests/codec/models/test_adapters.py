@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from lic.codec.errors import ModelMismatchError
-from lic.codec.models import FactorizedPrior
-from lic.codec.models.adapters import factorized_from_state_dict, read_state_dict
+from lic.codec.models import FactorizedPrior, ScaleHyperprior
+from lic.codec.models.adapters import (
+    detect_architecture,
+    factorized_from_state_dict,
+    hyperprior_from_state_dict,
+    read_state_dict,
+)
 from lic.codec.models.blocks import Activation
 
 MakeModel = Callable[..., FactorizedPrior]
+MakeHyperprior = Callable[..., ScaleHyperprior]
 State = dict[str, Tensor]
 
 # The bottleneck's names in CompressAI's checkpoints, newest first: prefix and number's separator.
@@ -34,6 +40,16 @@ def state(model: FactorizedPrior) -> State:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+@pytest.fixture(scope="module")
+def hyperprior(make_hyperprior: MakeHyperprior) -> ScaleHyperprior:
+    return make_hyperprior()
+
+
+@pytest.fixture
+def hyper_state(hyperprior: ScaleHyperprior) -> State:
+    return {name: value.clone() for name, value in hyperprior.state_dict().items()}
+
+
 @pytest.mark.parametrize("tables", [False, True], ids=["bare", "updated"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -47,6 +63,38 @@ def test_every_generation_of_names_loads(
     loaded = factorized_from_state_dict(foreign)
     assert not loaded.training
     _assert_same_model(loaded, model)
+
+
+@pytest.mark.parametrize("tables", [False, True], ids=["bare", "updated"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_generation_of_names_loads_with_a_hyperprior(
+    hyperprior: ScaleHyperprior, hyper_state: State, generation: str, prefix: str, tables: bool
+) -> None:
+    if tables:
+        hyper_state |= _filled_tables(8) | _filled_tables(64, "gaussian_conditional")
+    else:
+        hyper_state["gaussian_conditional.scale_table"] = torch.empty(0)
+    foreign = {prefix + _rename(k, GENERATIONS[generation]): v for k, v in hyper_state.items()}
+    assert any(generation in name for name in foreign)
+    loaded = hyperprior_from_state_dict(foreign)
+    assert not loaded.training
+    _assert_same_model(loaded, hyperprior)
+
+
+def test_files_without_a_scale_table_get_the_standard_one(
+    hyperprior: ScaleHyperprior, hyper_state: State
+) -> None:
+    del hyper_state["gaussian_conditional.scale_table"]
+    _assert_same_model(hyperprior_from_state_dict(hyper_state), hyperprior)
+
+
+def test_a_scale_table_of_their_own_is_kept(hyper_state: State) -> None:
+    scales = torch.linspace(0.3, 30, 40)
+    hyper_state["gaussian_conditional.scale_table"] = scales
+    loaded = hyperprior_from_state_dict(hyper_state)
+    assert torch.equal(loaded.state_dict()["gaussian_conditional.scale_table"], scales)
+    assert len(loaded.tables()) == 8 + 40
 
 
 def test_files_without_any_table_buffers_load(model: FactorizedPrior, state: State) -> None:
@@ -91,6 +139,57 @@ def test_missing_tensors_are_named(state: State, name: str) -> None:
     del state[name]
     with pytest.raises(ModelMismatchError, match=f"missing {name}; unexpected nothing"):
         factorized_from_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "g_a.3.gamma",
+        "h_a.2.weight",
+        "h_s.4.bias",
+        "entropy_bottleneck.biases.4",
+        "gaussian_conditional.scale_bound",
+    ],
+)
+def test_missing_tensors_of_a_hyperprior_are_named(hyper_state: State, name: str) -> None:
+    del hyper_state[name]
+    wanted = f"bmshj2018-hyperprior state dict: missing {name}; unexpected nothing"
+    with pytest.raises(ModelMismatchError, match=wanted):
+        hyperprior_from_state_dict(hyper_state)
+
+
+def test_a_hyperprior_with_means_is_not_taken_for_one_without(hyper_state: State) -> None:
+    # CompressAI's mbt2018-mean has the same names: its h_s ends with scales and means.
+    hyper_state["h_s.4.weight"] = torch.zeros(24, 18, 3, 3)
+    with pytest.raises(ModelMismatchError, match=r"h_s.4.weight has shape \(24, 18, 3, 3\)"):
+        hyperprior_from_state_dict(hyper_state)
+
+
+def test_scales_that_can_have_no_tables_are_refused(hyper_state: State) -> None:
+    hyper_state["gaussian_conditional.scale_table"] = torch.tensor([1.0, 0.5])
+    with pytest.raises(ModelMismatchError, match="expected up to 1024 rising scales"):
+        hyperprior_from_state_dict(hyper_state)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_architectures_are_told_apart_by_their_names(
+    state: State, hyper_state: State, prefix: str
+) -> None:
+    hpcm = {"g_a.branch.0.weight": torch.zeros(1), "means_hyper": torch.zeros(1, 8, 1, 1)}
+    for tensors, name in (
+        (state, "bmshj2018-factorized"),
+        (hyper_state, "bmshj2018-hyperprior"),
+        (hpcm, "hpcm"),
+    ):
+        assert detect_architecture({prefix + k: v for k, v in tensors.items()}) == name
+
+
+@pytest.mark.parametrize("names", [[], ["conv1.weight"], ["g_a.0.weight", "h_a.0.weight"]])
+def test_unknown_architectures_are_refused(names: list[str]) -> None:
+    with pytest.raises(ModelMismatchError) as caught:
+        detect_architecture({name: torch.zeros(1) for name in names})
+    message = str(caught.value)
+    assert all(name in message for name in (*names, "means_hyper for hpcm", "g_a.6.weight"))
 
 
 def test_unexpected_tensors_are_named(state: State) -> None:
@@ -240,12 +339,12 @@ def _rename(name: str, substitutions: Mapping[str, str]) -> str:
     return name
 
 
-def _filled_tables(channels: int) -> State:
+def _filled_tables(count: int, owner: str = "entropy_bottleneck") -> State:
     """Return table buffers as `update()` leaves them."""
     return {
-        "entropy_bottleneck._offset": torch.full((channels,), -9, dtype=torch.int32),
-        "entropy_bottleneck._quantized_cdf": torch.ones(channels, 21, dtype=torch.int32),
-        "entropy_bottleneck._cdf_length": torch.full((channels,), 21, dtype=torch.int32),
+        f"{owner}._offset": torch.full((count,), -9, dtype=torch.int32),
+        f"{owner}._quantized_cdf": torch.ones(count, 21, dtype=torch.int32),
+        f"{owner}._cdf_length": torch.full((count,), 21, dtype=torch.int32),
     }
 
 
@@ -254,7 +353,9 @@ def _assert_same_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
     assert all(torch.equal(value, wanted[name]) for name, value in state.items())
 
 
-def _assert_same_model(model: FactorizedPrior, wanted: FactorizedPrior) -> None:
+def _assert_same_model(
+    model: FactorizedPrior | ScaleHyperprior, wanted: FactorizedPrior | ScaleHyperprior
+) -> None:
     _assert_same_state(model.state_dict(), wanted.state_dict())
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -9,14 +9,17 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models.blocks import Activation
-from lic.codec.models.bmshj2018 import FactorizedConfig, FactorizedPrior
+from lic.codec.models.bmshj2018 import FactorizedPrior
+from lic.codec.models.hyperprior import ScaleHyperprior
+
+_Model = TypeVar("_Model", FactorizedPrior, ScaleHyperprior)
 
 # lic freezes tables of its own; these buffers only say whether `update()` was called.
 _TABLE_BUFFERS = ("_offset", "_quantized_cdf", "_cdf_length")
@@ -65,6 +68,27 @@ def _is_state_dict(content: object) -> bool:
     )
 
 
+def detect_architecture(state: Mapping[str, Tensor]) -> str:
+    """Return the key of `lic.codec.models.MODELS` whose tensors a state dict has, by their names.
+
+    Whether all of them are there and fit is for the conversion to find out.
+
+    Raises:
+        ModelMismatchError: not the names of any architecture; names what was found.
+    """
+    names = {name.removeprefix("module.") for name in state}
+    if "means_hyper" in names:
+        return "hpcm"
+    if {"g_a.0.weight", "g_a.6.weight"} <= names:
+        conditional = any(name.startswith(("h_a.", "h_s.")) for name in names)
+        return ScaleHyperprior.name if conditional else FactorizedPrior.name
+    raise ModelMismatchError(
+        f"no known architecture: found {_some(sorted(names))}; expected g_a.0.weight and "
+        f"g_a.6.weight for {FactorizedPrior.name}, h_a.0.weight beside them for "
+        f"{ScaleHyperprior.name}, or means_hyper for hpcm"
+    )
+
+
 def factorized_from_state_dict(
     state: Mapping[str, Tensor], *, normalisation: Activation = "gdn"
 ) -> FactorizedPrior:
@@ -76,13 +100,48 @@ def factorized_from_state_dict(
     Raises:
         ModelMismatchError: tensors are missing, unexpected or of the wrong shape; names them.
     """
+    return _model(FactorizedPrior, state, normalisation)
+
+
+def hyperprior_from_state_dict(
+    state: Mapping[str, Tensor], *, normalisation: Activation = "gdn"
+) -> ScaleHyperprior:
+    """Return the bmshj2018-hyperprior model of a state dict, as `factorized_from_state_dict`.
+
+    Its scale table comes along; without one, or with an empty one, the model has the standard's.
+
+    Raises:
+        ModelMismatchError: tensors are missing, unexpected or of the wrong shape, or the scales
+            cannot have tables; names them.
+    """
+    return _model(ScaleHyperprior, state, normalisation)
+
+
+def _model(
+    architecture: type[_Model], state: Mapping[str, Tensor], normalisation: Activation
+) -> _Model:
     renamed = _rename(state)
-    model = FactorizedPrior(_config(renamed, normalisation))
+    try:
+        # Not on the meta device: that imports torch's compiler, two seconds for nothing.
+        model = architecture.from_dict(_config(architecture.name, renamed, normalisation))
+    except ConfigError as error:
+        raise ModelMismatchError(f"not a state dict of {error}") from None
+    wanted = model.state_dict()
+    for name, value in renamed.items():
+        # A scale table may have any length.
+        if (
+            name in wanted
+            and wanted[name].shape != value.shape
+            and not name.endswith(".scale_table")
+        ):
+            raise ModelMismatchError(
+                f"{name} has shape {tuple(value.shape)}; expected {tuple(wanted[name].shape)}"
+            )
     missing, unexpected = model.load_state_dict(renamed, strict=False)
-    lacking = [name for name in missing if not name.endswith(_TABLE_BUFFERS)]
+    lacking = [name for name in missing if not name.endswith((*_TABLE_BUFFERS, ".scale_table"))]
     if lacking or unexpected:
         raise ModelMismatchError(
-            "not a bmshj2018-factorized state dict: "
+            f"not a {architecture.name} state dict: "
             f"missing {_some(lacking)}; unexpected {_some(unexpected)}"
         )
     return model.eval()
@@ -100,33 +159,24 @@ def _rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _config(state: Mapping[str, Tensor], normalisation: Activation) -> FactorizedConfig:
+def _config(
+    architecture: str, state: Mapping[str, Tensor], normalisation: Activation
+) -> dict[str, Any]:
     first, last = state.get("g_a.0.weight"), state.get("g_a.6.weight")
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:
         raise ModelMismatchError(
-            "not a bmshj2018-factorized state dict: found "
+            f"not a {architecture} state dict: found "
             f"{_some(sorted(state))}; expected g_a.0.weight and g_a.6.weight among them"
         )
-    sides: list[Activation] = [
+    encoder, decoder = (
         normalisation if f"{side}.1.beta" in state else "relu" for side in ("g_a", "g_s")
-    ]
-    try:
-        config = FactorizedConfig(
-            N=first.shape[0],
-            M=last.shape[0],
-            encoder_activation=sides[0],
-            decoder_activation=sides[1],
-        )
-    except ConfigError as error:
-        raise ModelMismatchError(f"not a bmshj2018-factorized state dict: {error}") from None
-    # Not on the meta device: that imports torch's compiler, two seconds for nothing.
-    wanted = FactorizedPrior(config).state_dict()
-    for name, value in state.items():
-        if name in wanted and wanted[name].shape != value.shape:
-            raise ModelMismatchError(
-                f"{name} has shape {tuple(value.shape)}; expected {tuple(wanted[name].shape)}"
-            )
-    return config
+    )
+    return {
+        "N": first.shape[0],
+        "M": last.shape[0],
+        "encoder_activation": encoder,
+        "decoder_activation": decoder,
+    }
 
 
 def _some(names: list[str]) -> str:

@@ -1,5 +1,7 @@
 """The factorized-prior model of Balle et al. 2018 (arXiv 1802.01436), with a choice of activations.
 
+Its transforms, sizes and output are those of the hyperprior model, too.
+
 Shapes: N batch, M latent channels, H W pixels, h = ceil(H / 16), w = ceil(W / 16).
 `N` as a config field is the number of hidden channels, as in the paper.
 """
@@ -18,8 +20,8 @@ STRIDE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class FactorizedConfig:
-    """Size and non-linearities.
+class TransformConfig:
+    """Size and non-linearities of g_a and g_s.
 
     Raises:
         ConfigError: a width below 1 or an activation that does not exist.
@@ -43,6 +45,34 @@ class FactorizedConfig:
         """Return the fields as JSON values."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, model: str) -> Self:
+        """Return what `to_dict` gave.
+
+        Raises:
+            ConfigError: fields that do not exist or cannot work; names the model.
+        """
+        try:
+            return cls(**values)
+        except (TypeError, ConfigError) as error:
+            raise ConfigError(f"{model}: {error}") from None
+
+    @classmethod
+    def of_size(cls, size: str, act: Activation) -> Self:
+        """Return the config of a key of SIZES, one activation throughout.
+
+        Raises:
+            ConfigError: no such size or activation.
+        """
+        if size not in SIZES:
+            raise ConfigError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
+        n, m = SIZES[size]
+        return cls(N=n, M=m, encoder_activation=act, decoder_activation=act)
+
+
+class FactorizedConfig(TransformConfig):
+    """Options of FactorizedPrior."""
+
 
 # Qualities 1 to 8 as in CompressAI's zoo, and a small size for CPUs.
 SIZES: dict[str, tuple[int, int]] = {
@@ -58,10 +88,35 @@ def factorized_config(size: str, act: Activation = "gdn") -> FactorizedConfig:
     Raises:
         ConfigError: no such size or activation.
     """
-    if size not in SIZES:
-        raise ConfigError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
-    n, m = SIZES[size]
-    return FactorizedConfig(N=n, M=m, encoder_activation=act, decoder_activation=act)
+    return FactorizedConfig.of_size(size, act)
+
+
+def analysis_transform(config: TransformConfig) -> nn.Sequential:
+    """Return g_a: (N, 3, H, W) -> (N, M, h, w)."""
+    n, kind = config.N, config.encoder_activation
+    return nn.Sequential(
+        conv(3, n),
+        activation(kind, n, inverse=False),
+        conv(n, n),
+        activation(kind, n, inverse=False),
+        conv(n, n),
+        activation(kind, n, inverse=False),
+        conv(n, config.M),
+    )
+
+
+def synthesis_transform(config: TransformConfig) -> nn.Sequential:
+    """Return g_s: (N, M, h, w) -> (N, 3, 16 h, 16 w)."""
+    n, kind = config.N, config.decoder_activation
+    return nn.Sequential(
+        deconv(config.M, n),
+        activation(kind, n, inverse=True),
+        deconv(n, n),
+        activation(kind, n, inverse=True),
+        deconv(n, n),
+        activation(kind, n, inverse=True),
+        deconv(n, 3),
+    )
 
 
 class Output(NamedTuple):
@@ -80,35 +135,14 @@ class FactorizedPrior(nn.Module):
     def __init__(self, config: FactorizedConfig) -> None:
         super().__init__()
         self.config = config
-        n, m = config.N, config.M
-        forward, backward = config.encoder_activation, config.decoder_activation
-        self.g_a = nn.Sequential(
-            conv(3, n),
-            activation(forward, n, inverse=False),
-            conv(n, n),
-            activation(forward, n, inverse=False),
-            conv(n, n),
-            activation(forward, n, inverse=False),
-            conv(n, m),
-        )
-        self.g_s = nn.Sequential(
-            deconv(m, n),
-            activation(backward, n, inverse=True),
-            deconv(n, n),
-            activation(backward, n, inverse=True),
-            deconv(n, n),
-            activation(backward, n, inverse=True),
-            deconv(n, 3),
-        )
-        self.entropy_bottleneck = EntropyBottleneck(m)
+        self.g_a = analysis_transform(config)
+        self.g_s = synthesis_transform(config)
+        self.entropy_bottleneck = EntropyBottleneck(config.M)
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Self:
         """Return a freshly initialised model from a config's dictionary."""
-        try:
-            return cls(FactorizedConfig(**config))
-        except (TypeError, ConfigError) as error:
-            raise ConfigError(f"{cls.name}: {error}") from None
+        return cls(FactorizedConfig.from_dict(config, model=cls.name))
 
     def analyze(self, x: Tensor) -> Tensor:
         """Return the latents y (N, M, h, w) of x (N, 3, H, W) in [0, 1]."""

@@ -84,6 +84,7 @@ class GaussianConditional(Conditional):
         super().__init__()
         self.lower_bound_scale = LowerBound(scale_bound)
         self.register_buffer("scale_table", table)
+        self.register_buffer("scale_bound", torch.tensor([float(scale_bound)]))
         for name in ("_offset", "_quantized_cdf", "_cdf_length"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int32))
 

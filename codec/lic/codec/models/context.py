@@ -5,7 +5,7 @@ Shapes: B batch, M latent channels, H W pixels, h = H / 16, w = W / 16; a group 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -29,6 +29,11 @@ class ContextModel(nn.Module, ABC):
     name: ClassVar[str]
     stride: int
     steps: tuple[str, ...]
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, config: dict[str, Any]) -> Self:
+        """Return a freshly initialised model from a config's dictionary."""
 
     @abstractmethod
     def analyze(self, x: Tensor) -> Tensor:
