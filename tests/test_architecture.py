@@ -35,7 +35,7 @@ TRAINERS_LAYERS = (
     ("objective", "start", "checkpoints"),
     ("loop",),
 )
-TORCH_MODULES = ("lic.codec.models", "lic.codec.backends.torch_backend")
+TORCH_MODULES = ("lic.codec.models", "lic.codec.backends.torch_")
 SLOW = ("torch", "onnxruntime", "numpy", "PIL", "rich", "onnx", "lightning_fabric")
 
 

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from lic.codec.backends.base import Backend
-from lic.codec.bundle import Bundle
+from lic.codec.bundle import DECODER, ENCODER, Bundle
 from lic.codec.errors import ConfigError
 
 BackendName = Literal["auto", "onnx", "torch"]
@@ -18,28 +18,43 @@ _NEEDS = {
 
 
 def open_backend(
-    bundle: Bundle, name: str = "auto", *, device: str = "cpu", threads: int = 0
+    bundle: Bundle,
+    name: str = "auto",
+    *,
+    device: str = "cpu",
+    threads: int = 0,
+    precision: str = "float32",
 ) -> Backend:
-    """Load a bundle on an engine; "auto" is ONNX Runtime on the CPU, torch on a CUDA device.
+    """Load a bundle on an engine.
+
+    "auto" is ONNX Runtime, but torch on a CUDA device and for bundles without graphs.
 
     Raises:
-        ConfigError: no such backend or device, or its package is not installed.
+        ConfigError: no such backend or device, its package is not installed, or the bundle or the
+            backend has nothing for what is asked.
         ModelMismatchError: the bundle was changed.
     """
     if name not in BACKENDS:
         raise ConfigError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
+    graphs = ENCODER in bundle.manifest.files and DECODER in bundle.manifest.files
     if name == "auto":
-        name = "torch" if device.startswith("cuda") and find_spec("torch") else "onnx"
+        torch_on_gpu = device.startswith("cuda") and find_spec("torch")
+        name = "torch" if torch_on_gpu or not graphs else "onnx"
     packages, extra = _NEEDS[name]
     for package in packages:
         if find_spec(package) is None:
             raise ConfigError(
-                f"backend {name!r} needs {package}; in lic's own folder: pip install '{extra}'"
+                f"{bundle.label}: backend {name!r} needs {package}; in lic's own folder: "
+                f"pip install '{extra}'"
             )
     if name == "torch":
-        from lic.codec.backends.torch_backend import TorchBackend
+        from lic.codec.backends.torch_backend import open_torch_backend
 
-        return TorchBackend(bundle, device=device, threads=threads)
+        return open_torch_backend(bundle, device=device, threads=threads, precision=precision)
+    if not graphs:
+        raise ConfigError(f"{bundle.label} has no graphs for ONNX Runtime; take backend 'torch'")
+    if precision != "float32":
+        raise ConfigError(f"precision {precision!r} needs backend 'torch'; graphs have their own")
     from lic.codec.backends.ort_backend import OrtBackend
 
     return OrtBackend(bundle, device=device, threads=threads)

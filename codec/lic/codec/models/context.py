@@ -19,6 +19,7 @@ class ContextModel(nn.Module, ABC):
 
     Attributes:
         name: key of `lic.codec.models.MODELS`.
+        config: the sizes, with N channels of z and M of y.
         stride: pictures must be multiples of it.
         steps: for each step the name of the part of y that it belongs to.
 
@@ -27,6 +28,7 @@ class ContextModel(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    config: Any
     stride: int
     steps: tuple[str, ...]
 
