@@ -1,11 +1,13 @@
 """Symbols <-> bytes: frozen integer tables and an interleaved rANS coder. No torch, no floats."""
 
+from lic.codec.entropy.meter import Meter
 from lic.codec.entropy.rans import KernelName, Reader, SymbolCoder, Writer, kernel_name
 from lic.codec.entropy.tables import PRECISION, Tables, build_tables, pmf_to_quantized_cdf
 
 __all__ = [
     "PRECISION",
     "KernelName",
+    "Meter",
     "Reader",
     "SymbolCoder",
     "Tables",
