@@ -1,5 +1,6 @@
 """Fixtures that several components' tests share: a small picture and two small bundles."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -50,6 +51,23 @@ def _tiny_bundle(folder: Path, *, seed: int, rate_point: int) -> Path:
 
     description = Description(name="tiny-relu", rate_point=rate_point, lmbda=0.013)
     return make_bundle(_tiny_model(seed), folder / str(rate_point), description).path
+
+
+@pytest.fixture
+def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the factorized prior coded in tiles, as models with a context are."""
+    from lic.codec.bundle import ARCHITECTURES
+
+    name = "bmshj2018-factorized"
+    monkeypatch.setitem(ARCHITECTURES, name, replace(ARCHITECTURES[name], tiled=True))
+
+
+@pytest.fixture(scope="session")
+def large_photo() -> NDArray[np.uint8]:
+    """Pixels (500, 700, 3) of a photo: 3 x 2 tiles of the smallest size, the last ones smaller."""
+    pixels = _crop(0, 0, 500, 700)
+    pixels.setflags(write=False)
+    return pixels
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
 from lic.codec.image_io import Picture
 from lic.codec.library import select
 from lic.codec.pipeline import Codec, to_network
+from lic.codec.tiling import Padding
 
 
 def test_a_provider_that_is_missing_is_named(tiny_bundle: Path) -> None:
@@ -89,7 +90,7 @@ def test_strips_give_what_the_whole_picture_gives(
 ) -> None:
     """However thin the strips, only rounding may differ: the margin covers the receptive field."""
     backend = Codec(select(), backend=engine).backend
-    x = to_network(photo, 16)
+    x = to_network(photo, Padding(multiple=16))
     symbols = backend.analyze(x)
     x_hat = backend.synthesize(symbols)
     monkeypatch.setattr(base, "STRIP_PIXELS", rows * 16 * x.shape[3])
@@ -104,7 +105,7 @@ def test_a_thinner_margin_would_not_do(
     photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = Codec(select()).backend
-    x = to_network(photo, 16)
+    x = to_network(photo, Padding(multiple=16))
     symbols = backend.analyze(x)
     whole = backend.synthesize(symbols)
     monkeypatch.setattr(base, "STRIP_PIXELS", 2 * 16 * x.shape[3])

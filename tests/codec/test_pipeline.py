@@ -13,7 +13,8 @@ from lic.codec.entropy import Writer
 from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
 from lic.codec.library import family
 from lic.codec.metrics import psnr
-from lic.codec.pipeline import Codec, from_network, to_network
+from lic.codec.pipeline import Codec, from_network, to_levels, to_network
+from lic.codec.tiling import Padding
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "kodim23.png"
 
@@ -69,7 +70,7 @@ def test_size_matches_the_tables_code_length(codecs: dict[str, Codec]) -> None:
     codec = codecs["onnx"]
     picture = read_picture(SAMPLE)
     encoded = codec.compress(picture)
-    state = codec.backend.analyze(to_network(picture.pixels, 16))
+    state = codec.backend.analyze(to_network(picture.pixels, Padding(multiple=16)))
     tables = codec.bundle.tables
     bits, escapes = 0.0, 0
     for channel in range(state.shape[0]):
@@ -92,9 +93,11 @@ def test_padding_is_undone(
         _parsed(codecs["onnx"].compress(Picture(pixels=pixels)).data)
     )
     assert decoded.picture.pixels.shape == shape
-    x = to_network(pixels, 16)
-    assert x.shape == (1, 3, -(-shape[0] // 16) * 16, -(-shape[1] // 16) * 16)
-    np.testing.assert_array_equal(from_network(x, shape[2])[: shape[0], : shape[1]], pixels)
+    for padding in (Padding(multiple=16), Padding(multiple=16, centred=True)):
+        x = to_network(pixels, padding)
+        assert x.shape == (1, 3, -(-shape[0] // 16) * 16, -(-shape[1] // 16) * 16)
+        planes = padding.crop(from_network(x, shape[2]), *shape[:2])
+        np.testing.assert_array_equal(to_levels(planes), pixels)
 
 
 def _parsed(data: bytes) -> LicFile:

@@ -16,6 +16,7 @@ from lic.codec.bundle import DECODER, ENCODER, WEIGHTS, Bundle, safetensors_inde
 from lic.codec.errors import ConfigError, ExportError, NumericsError, OutputError
 from lic.codec.models import FactorizedPrior
 from lic.codec.pipeline import to_network
+from lic.codec.tiling import Padding
 from lic.export import make_bundle as module
 from lic.export import onnx_export
 from lic.export.make_bundle import Description, make_bundle
@@ -110,7 +111,7 @@ def test_the_encoder_gives_32_bit_integers_and_says_what_cannot_be_coded(
 
 def test_the_tiny_bundle_shows_the_photo(tiny_bundle: Path, photo: NDArray[np.uint8]) -> None:
     backend = open_backend(Bundle.open(tiny_bundle), "onnx")
-    x = to_network(photo, 16)
+    x = to_network(photo, Padding(multiple=16))
     x_hat = backend.synthesize(backend.analyze(x))
     assert float(((x_hat - x) ** 2).mean()) < 0.5 * float(x.var())
 

@@ -31,6 +31,13 @@ def compress(
     metadata: Annotated[
         str, typer.Option(help="all, none, or a list of exif,icc,xmp to keep.")
     ] = "all",
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Code in tiles of this side in px, overlap included. Default: large pictures "
+            "only, and only for models that need it."
+        ),
+    ] = None,
     force: options.Force = False,
     skip_existing: options.SkipExisting = False,
     jobs: options.Jobs = 1,
@@ -58,7 +65,8 @@ def compress(
     keep: Any = metadata if metadata in ("all", "none") else metadata.split(",")
     check_metadata_policy(keep)
     decode = decoder(model, backend=backend, device=device, threads=threads, max_pixels=0)
-    encode = _encoder(model, rate, lossless, backend=backend, device=device, threads=threads)
+    engine = {"backend": backend, "device": device, "threads": threads}
+    encode = _encoder(model, rate, lossless, tile, **engine)
 
     def work(job: batch.Job) -> batch.Done:
         start = time.perf_counter()
@@ -85,7 +93,7 @@ def compress(
 
 
 def _encoder(
-    model: str | None, rate: int | None, lossless: bool, **engine: Any
+    model: str | None, rate: int | None, lossless: bool, tile: int | None, **engine: Any
 ) -> Callable[["Picture"], "Encoded"]:
     """Return the function that codes a picture; the model is loaded now, so that it fails now."""
     from lic.codec.pipeline import compress_lossless, open_codec
@@ -93,12 +101,16 @@ def _encoder(
     if lossless:
         if rate is not None:
             raise ConfigError("--lossless has no rate points; leave out --rate")
+        if tile is not None:
+            raise ConfigError("--lossless has no tiles; leave out --tile")
         return compress_lossless
     codec = open_codec(model, rate, **engine)
+    if tile is not None:
+        codec.check_tile(tile)
     codec.backend.load(encoder=True)
 
     def encode(picture: "Picture") -> "Encoded":
-        return codec.compress(picture, lossless=None)
+        return codec.compress(picture, lossless=None, tile=tile)
 
     return encode
 

@@ -30,6 +30,7 @@ import numpy as np
 
 from lic.codec.entropy import Tables
 from lic.codec.errors import ConfigError, ModelMismatchError, OutputError
+from lic.codec.tiling import Padding
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -134,6 +135,11 @@ class Manifest:
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(sorted(ARCHITECTURES))
             raise ConfigError(f"architecture is {self.architecture!r}; expected one of {known}")
+
+    @property
+    def padding(self) -> Padding:
+        """How pictures grow to what the networks take; as in the model's paper or as its code."""
+        return Padding(multiple=self.stride, centred=self.config.get("placement") == "upstream")
 
     def to_bytes(self) -> bytes:
         """Return the file's bytes; its last entry is a hash over all others."""

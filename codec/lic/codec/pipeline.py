@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lic.codec.backends import Backend, open_backend
-from lic.codec.bundle import Bundle
+from lic.codec.bundle import ARCHITECTURES, Bundle
 from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse, serialize
 from lic.codec.entropy import Reader, Writer
-from lic.codec.errors import BitstreamError, NumericsError
+from lic.codec.errors import BitstreamError, ConfigError, LimitError, NumericsError
 from lic.codec.image_io import (
     Picture,
     decode_alpha,
@@ -24,9 +24,18 @@ from lic.codec.image_io import (
     encode_alpha,
     encode_lossless,
 )
-from lic.codec.latents import walk
+from lic.codec.latents import State, walk
 from lic.codec.library import for_fingerprint, select
-from lic.codec.tiling import crop, pad_to_multiple
+from lic.codec.tiling import (
+    LARGEST_TILE_PIXELS,
+    Grid,
+    Padding,
+    Place,
+    Seams,
+    check_tile,
+    places,
+    plan,
+)
 
 # A lossless payload can beat the learned stream on tiny pictures and on drawings of few colours;
 # trying it on every photo would cost more time than the codec itself.
@@ -97,101 +106,196 @@ class Codec:
         self.bundle = bundle
         self.backend: Backend = open_backend(bundle, backend, device=device, threads=threads)
         self._tables = bundle.tables
+        self._padding = bundle.manifest.padding
 
-    def compress(self, picture: Picture, *, lossless: bool | None = False) -> Encoded:
+    def compress(
+        self, picture: Picture, *, lossless: bool | None = False, tile: int | None = None
+    ) -> Encoded:
         """Code a picture.
 
         Args:
             picture: pixels and the metadata to keep.
             lossless: True stores the pixels losslessly, False codes them with the model, None
                 takes whichever is smaller where the first has a chance.
+            tile: side in px of the tiles that are coded one by one, with what they overlap; None
+                does so with pictures that are too large for the model in one piece.
 
         Raises:
+            ConfigError: neither this model nor a lossless picture has such tiles.
             NumericsError: the network gave latents that cannot be coded.
         """
         if lossless:
+            if tile is not None:
+                raise ConfigError("a lossless picture has no tiles; leave out --tile")
             return compress_lossless(picture)
         stages = Stages()
-        streams, crc = self._code(picture.pixels, stages)
-        if lossless is None and _lossless_has_a_chance(picture.pixels):
-            with stages.measure("lossless trial"):
-                payload = encode_lossless(picture.pixels)
-            if len(payload) < sum(map(len, streams)):
-                note = "stored losslessly, which takes fewer bytes than the model's stream"
-                picture = replace(picture, notes=(*picture.notes, note))
-                return _finish(picture, _lossless_header(picture), (payload,), 0, None, stages)
         header = replace(
             _lossless_header(picture),
             rate_point=self.bundle.manifest.rate_point,
             coder=Coder.RANS,
             fingerprint=self.bundle.fingerprint,
+            **self._plan(picture, tile)._asdict(),
         )
+        tiles = self._encode(header, picture.pixels, stages)
+        if lossless is None and _lossless_has_a_chance(picture.pixels):
+            with stages.measure("lossless trial"):
+                payload = encode_lossless(picture.pixels)
+            if len(payload) < sum(len(stream) for each in tiles for stream in each.streams):
+                note = "stored losslessly, which takes fewer bytes than the model's stream"
+                picture = replace(picture, notes=(*picture.notes, note))
+                return _finish_lossless(picture, payload, stages)
         # The name helps to find a missing bundle; lic's own need no finding, and 47 bytes are a
         # percent of a small file.
         model = None
         if not self.bundle.embedded:
             model = Model(name=self.bundle.label, source=self.bundle.manifest.source)
-        encoded = _finish(picture, header, streams, crc, model, stages)
+        encoded = _finish(picture, header, tiles, model, stages)
         return replace(encoded, notes=(*encoded.notes, *self.backend.notes))
 
-    def _code(self, pixels: NDArray[np.uint8], stages: Stages) -> tuple[tuple[bytes, ...], int]:
-        """Return the entropy streams of pixels (H, W, C) and the symbols' CRC."""
+    def check_tile(self, tile: int) -> None:
+        """Refuse a side in px that `compress` would refuse, before there is a picture.
+
+        Raises:
+            ConfigError: names the option and what it takes.
+        """
+        if not self._tiled:
+            raise ConfigError(
+                f"{self.bundle.label} codes pictures of any size in one piece; leave out --tile"
+            )
+        check_tile(tile, self._padding.multiple)
+
+    @property
+    def _tiled(self) -> bool:
+        return ARCHITECTURES[self.bundle.manifest.architecture].tiled
+
+    def _plan(self, picture: Picture, tile: int | None) -> Grid:
+        if tile is not None:
+            self.check_tile(tile)
+        if not self._tiled:
+            return Grid()
+        return plan(picture.height, picture.width, self._padding.multiple, tile)
+
+    def _encode(
+        self, header: Header, pixels: NDArray[np.uint8], stages: Stages
+    ) -> tuple[Tile, ...]:
+        """Return the tiles of pixels (H, W, C)."""
+        tiles = []
+        for place in places(header):
+            with _naming(place, header):
+                tiles.append(self._encode_tile(place, pixels, stages))
+        return tuple(tiles)
+
+    def _encode_tile(self, place: Place, pixels: NDArray[np.uint8], stages: Stages) -> Tile:
         with stages.measure("convert"):
-            x = to_network(pixels, self.bundle.manifest.stride)
+            area = pixels[place.rows.outer, place.columns.outer]
+            x = to_network(area, self._padding, alone=area.shape == pixels.shape)
         with stages.measure("transform"):
             state = self.backend.analyze(x)
         with stages.measure("entropy"):
             writer = Writer(self._tables)
             _, crc = walk(self.backend.steps, state, writer)
-            return writer.finish(), crc
+            return Tile(index=place.index, symbols_crc=crc, streams=writer.finish())
 
     def decompress(self, file: LicFile) -> Decoded:
         """Decode a file that was made with this model.
 
         Raises:
             BitstreamError: the stream is damaged.
+            LimitError: a tile is larger than this model's memory should be asked to hold.
             NumericsError: the stream is intact but gave other symbols than the encoder's.
         """
         stages = Stages()
-        pixels = self._decode(file.header, file.tiles[0], stages)
+        self._check_sizes(file.header)
+        pixels = self._decode(file.header, file.tiles, stages)
         decoded = _restore(file, pixels, stages)
         return replace(decoded, notes=(*decoded.notes, *self.backend.notes))
 
-    def _decode(self, header: Header, tile: Tile, stages: Stages) -> NDArray[np.uint8]:
-        stride = self.bundle.manifest.stride
-        height, width = (
-            header.height + -header.height % stride,
-            header.width + -header.width % stride,
-        )
+    def _check_sizes(self, header: Header) -> None:
+        """Refuse what `plan` never makes: a few bytes could ask for any memory and time."""
+        for place in places(header) if self._tiled else ():
+            height, width = self._padding.padded(place.height), self._padding.padded(place.width)
+            if height * width > LARGEST_TILE_PIXELS:
+                raise LimitError(
+                    f"tile {place.index} takes {height} x {width} pixels, the limit for "
+                    f"{self.bundle.manifest.architecture} is {LARGEST_TILE_PIXELS}"
+                )
+
+    def _decode(self, header: Header, tiles: tuple[Tile, ...], stages: Stages) -> NDArray[np.uint8]:
+        """Return pixels (H, W, C) from the tiles of a picture."""
+        pixels = np.empty((0, 0, header.colour), np.uint8)
+        seams = Seams(header.overlap)
+        for place, tile in zip(places(header), tiles, strict=True):
+            with _naming(place, header):
+                state = self._read_symbols(place, tile, stages)
+                # Not before: a header can claim any size, the first tile's symbols cannot.
+                if place.index == 0:
+                    pixels = np.empty((header.height, header.width, header.colour), np.uint8)
+                self._write_pixels(pixels, place, state, seams, stages)
+                # It may lie in the device's memory, which the next tile needs.
+                del state
+        return pixels
+
+    def _read_symbols(self, place: Place, tile: Tile, stages: Stages) -> State:
+        """Return the state with all symbols of a tile known."""
+        height, width = self._padding.padded(place.height), self._padding.padded(place.width)
         with stages.measure("entropy"):
             reader = Reader(self._tables, tile.streams)
             state, crc = walk(self.backend.steps, self.backend.blank(height, width), reader)
             reader.finish()
             if crc != tile.symbols_crc:
                 raise NumericsError(
-                    f"tile {tile.index}: the stream is intact but gave other symbols (CRC-32 "
-                    f"{crc:08x}, the encoder's {tile.symbols_crc:08x}): this device computes other "
-                    "entropy parameters than the encoder's; decode with the encoder's backend on "
-                    "the same kind of device"
+                    f"the stream is intact but gave other symbols (CRC-32 {crc:08x}, the "
+                    f"encoder's {tile.symbols_crc:08x}): this device computes other entropy "
+                    "parameters than the encoder's; decode with the encoder's backend on the same "
+                    "kind of device"
                 )
+        return state
+
+    def _write_pixels(
+        self, pixels: NDArray[np.uint8], place: Place, state: State, seams: Seams, stages: Stages
+    ) -> None:
+        """Write what a tile makes final into the picture's pixels (H, W, C)."""
         with stages.measure("transform"):
             x_hat = self.backend.synthesize(state)
         with stages.measure("convert"):
-            return crop(from_network(x_hat, header.colour), header.height, header.width)
+            planes = from_network(x_hat, pixels.shape[2])
+            planes = self._padding.crop(planes, place.height, place.width)
+            area, final = seams.join(place, planes)
+            pixels[area] = to_levels(final)
 
 
-def to_network(pixels: NDArray[np.uint8], stride: int) -> NDArray[np.float32]:
-    """Return x (1, 3, H', W') in [0, 1] from pixels (H, W, C), padded to multiples of `stride`."""
-    padded = pad_to_multiple(pixels, stride)
+@contextmanager
+def _naming(place: Place, header: Header) -> Iterator[None]:
+    """Say in which of several tiles something is wrong."""
+    try:
+        yield
+    except (BitstreamError, NumericsError) as error:
+        if header.tile_count == 1:
+            raise
+        where = f"tile {place.index} (row {place.row}, column {place.column})"
+        raise type(error)(f"{where}: {error}") from error
+
+
+def to_network(
+    pixels: NDArray[np.uint8], padding: Padding, *, alone: bool = True
+) -> NDArray[np.float32]:
+    """Return x (1, 3, H', W') in [0, 1] from pixels (H, W, C), padded; `alone`: no tile of many."""
+    padded = padding.pad(pixels, alone=alone)
     planes = np.broadcast_to(padded.transpose(2, 0, 1), (3, *padded.shape[:2]))
     return np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")[None]
 
 
-def from_network(x_hat: NDArray[np.float32], colour: int) -> NDArray[np.uint8]:
-    """Return pixels (H', W', C) from x_hat (1, 3, H', W'); gray is the mean of the channels."""
-    planes = x_hat[0].mean(axis=0, keepdims=True) if colour == 1 else x_hat[0]
-    levels = np.rint(planes * np.float32(255)).astype(np.uint8)
-    return np.ascontiguousarray(levels.transpose(1, 2, 0))
+def from_network(x_hat: NDArray[np.float32], colour: int) -> NDArray[np.float32]:
+    """Return planes (C, H', W') of x_hat (1, 3, H', W'); gray is the mean of the channels."""
+    planes: NDArray[np.float32] = x_hat[0]
+    return planes.mean(axis=0, keepdims=True) if colour == 1 else planes
+
+
+def to_levels(planes: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return pixels (H, W, C) from planes (C, H, W) in [0, 1]."""
+    levels = planes * np.float32(255)
+    np.rint(levels, out=levels)
+    return levels.astype(np.uint8).transpose(1, 2, 0)
 
 
 def compress_lossless(picture: Picture) -> Encoded:
@@ -199,7 +303,7 @@ def compress_lossless(picture: Picture) -> Encoded:
     stages = Stages()
     with stages.measure("container"):
         payload = encode_lossless(picture.pixels)
-    return _finish(picture, _lossless_header(picture), (payload,), 0, None, stages)
+    return _finish_lossless(picture, payload, stages)
 
 
 def open_codec(model: str | None = None, rate_point: int | None = None, **options: Any) -> Codec:
@@ -233,18 +337,13 @@ def decompress(
 
     Raises:
         BitstreamError: damaged or of an unknown version.
-        LimitError: larger than `limits` allow.
+        LimitError: larger than `limits`, or a tile larger than its model, allow.
         ModelMismatchError: no installed model has the file's fingerprint.
         NumericsError: this device gives other symbols than the encoder's.
     """
     stages = Stages()
     with stages.measure("container"):
         file = parse(data, limits)
-        if file.header.tile_count != 1:
-            raise BitstreamError(
-                f"the picture is in {file.header.tile_count} tiles; this version of lic decodes "
-                "pictures of one tile, update lic"
-            )
     if file.header.coder is Coder.LOSSLESS:
         with stages.measure("entropy"):
             pixels = decode_lossless(
@@ -284,18 +383,22 @@ def _lossless_header(picture: Picture) -> Header:
     )
 
 
+def _finish_lossless(picture: Picture, payload: bytes, stages: Stages) -> Encoded:
+    tile = Tile(index=0, symbols_crc=0, streams=(payload,))
+    return _finish(picture, _lossless_header(picture), (tile,), None, stages)
+
+
 def _finish(
     picture: Picture,
     header: Header,
-    streams: tuple[bytes, ...],
-    crc: int,
+    tiles: tuple[Tile, ...],
     model: Model | None,
     stages: Stages,
 ) -> Encoded:
     with stages.measure("container"):
         file = LicFile(
             header=header,
-            tiles=(Tile(index=0, symbols_crc=crc, streams=streams),),
+            tiles=tiles,
             model=model,
             icc=picture.icc,
             exif=picture.exif,

@@ -187,7 +187,7 @@ def _gap(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
 
 def _flips(picture: Picture, codecs: Sequence[Codec]) -> int:
     """Return in how many symbols the backends' own analyses of a picture differ."""
-    x = to_network(picture.pixels, codecs[0].bundle.manifest.stride)
+    x = to_network(picture.pixels, codecs[0].bundle.manifest.padding)
     states = [codec.backend.analyze(x) for codec in codecs]
     return max(int(np.count_nonzero(states[0] != state)) for state in states)
 
@@ -204,7 +204,7 @@ def _estimator(bundle: Bundle) -> Callable[[NDArray[np.uint8]], float] | None:
     model = load_model(bundle)
 
     def estimate(pixels: NDArray[np.uint8]) -> float:
-        x = torch.from_numpy(to_network(pixels, bundle.manifest.stride))
+        x = torch.from_numpy(to_network(pixels, bundle.manifest.padding))
         with torch.inference_mode():
             return float(bits(model(x).likelihoods))
 
