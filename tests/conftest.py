@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
-    from lic.codec.models import FactorizedPrior
+    from lic.codec.models import HPCM, FactorizedPrior
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "kodim23.png"
 Activation = Literal["relu", "gdn", "igdn1"]
@@ -43,6 +43,25 @@ def _tiny_model(seed: int, activation: Activation = "relu") -> "FactorizedPrior"
             pca_start(model, crops, lmbda=0.013)
         fit_densities(model, crops, steps=40, lr=0.1)
     torch.set_num_threads(threads)
+    return model.eval()
+
+
+def _tiny_hpcm() -> "HPCM":
+    """Return HPCM of size tiny, untrained, whose symbols and scales are spread over many values."""
+    import torch
+
+    from lic.codec.models import HPCM, hpcm_config
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        model = HPCM(hpcm_config("tiny"))
+        parameters = dict(model.named_parameters())
+        for name, gain in (("g_a.branch.0", 3), ("g_a.branch.7", 10), ("h_a.branch.5", 3)):
+            parameters[f"{name}.weight"].mul_(gain)
+        half = model.config.M
+        for name in ("h_s.branch.4", *(f"y_spatial_prior_{s}.branch_2.1" for s in ("s1_s2", "s3"))):
+            parameters[f"{name}.bias"][:half].uniform_(0.2, 2)
+        parameters["g_s.branch.7.bias"].fill_(0.5)
     return model.eval()
 
 
@@ -94,3 +113,19 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rate point 2 of tiny-relu: other weights, another fingerprint."""
     return _tiny_bundle(tmp_path_factory.mktemp("tiny-relu"), seed=2, rate_point=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_hpcm() -> "HPCM":
+    """The model of `tiny_hpcm_bundle`; tests that change it work on a copy."""
+    return _tiny_hpcm()
+
+
+@pytest.fixture(scope="session")
+def tiny_hpcm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle's folder: family hpcm-tiny, rate point 4; a model with a context, for torch only."""
+    from lic.export.make_bundle import Description, make_bundle
+
+    description = Description(name="hpcm-tiny", rate_point=4, lmbda=0.013)
+    target = tmp_path_factory.mktemp("tiny-hpcm") / "4"
+    return make_bundle(_tiny_hpcm(), target, description).path

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from lic.codec.backends.torch_context import TorchContextBackend
 from lic.codec.bundle import (
     DECODER,
     ENCODER,
@@ -20,8 +22,10 @@ from lic.codec.bundle import (
     tables_to_npz,
     write_bundle,
 )
-from lic.codec.errors import ConfigError, ExportError, OutputError
-from lic.codec.models import FactorizedPrior
+from lic.codec.entropy import Reader, Tables, Writer
+from lic.codec.errors import ConfigError, ExportError, LicError, OutputError
+from lic.codec.latents import walk
+from lic.codec.models import ContextModel, FactorizedPrior, ScaleHyperprior
 from lic.codec.models.graphs import Decoder, Encoder
 from lic.export.onnx_export import check_graph, export_graph, share_weights
 
@@ -52,36 +56,41 @@ class Description:
 
 
 def make_bundle(
-    model: FactorizedPrior,
+    model: FactorizedPrior | ContextModel,
     target: Path,
     description: Description,
     *,
     dtype: Literal["float32", "float16"] = "float32",
     overwrite: bool = False,
 ) -> Bundle:
-    """Freeze tables, export both graphs, check them against torch, and write the bundle.
+    """Freeze tables, check what a decoder will run against `model`, and write the bundle.
 
-    The model itself stays as it is.
+    A factorized prior's graphs are exported and compared with torch. A model with a context has no
+    graphs yet: it codes a picture and must decode its own symbols. The model itself stays as it
+    is.
 
     With `dtype` float16 the transforms' weights are rounded first; everything that follows,
-    tables included, comes from the rounded model.
+    tables included, comes from the rounded model. What selects tables stays in float32.
+
+    Memory: of a model with a context, at the most three times its weights, `model` included.
 
     Raises:
-        ExportError: a weight is not finite, or a graph cannot be exported or differs from torch;
-            nothing is written.
+        ExportError: a weight is not finite, a graph cannot be exported or differs from torch, or
+            the model does not decode what it coded; nothing is written.
         OutputError: the target exists.
     """
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; choose another name or overwrite")
     weights = _stored_weights(model, dtype)
-    frozen = type(model)(model.config)
-    frozen.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    )
-    frozen.eval()
     packed = save(weights)
-    files = {WEIGHTS: packed, TABLES: tables_to_npz(frozen.entropy_bottleneck.tables())}
-    files |= _graphs(frozen, packed)
+    frozen = _frozen(model, weights)
+    if isinstance(frozen, ContextModel):
+        tables = frozen.tables()
+        graphs: dict[str, bytes] = {}
+        _check_coding(frozen, tables)
+    else:
+        tables = frozen.entropy_bottleneck.tables()
+        graphs = _graphs(frozen, packed)
     manifest = Manifest(
         name=description.name,
         rate_point=description.rate_point,
@@ -92,19 +101,18 @@ def make_bundle(
         metric=description.metric,
         training=dict(description.training),
         source=description.source,
-        graphs=GRAPHS,
+        graphs=GRAPHS if graphs else {},
     )
+    files = {WEIGHTS: packed, TABLES: tables_to_npz(tables), **graphs}
     return write_bundle(target, manifest, files, overwrite=overwrite)
 
 
-def _stored_weights(model: FactorizedPrior, dtype: str) -> dict[str, Tensor]:
-    """Return the state dict as it will be stored; the entropy model stays in float32."""
+def _stored_weights(model: FactorizedPrior | ContextModel, dtype: str) -> dict[str, Tensor]:
+    """Return the state dict as it will be stored, where possible without a copy of its own."""
     if dtype not in ("float32", "float16"):
         raise ConfigError(f"dtype is {dtype!r}; expected float32 or float16")
-    model = copy.deepcopy(model)
-    model.entropy_bottleneck.solve_quantiles()
     stored = {}
-    for name, value in model.state_dict().items():
+    for name, value in {**model.state_dict(), **_solved_quantiles(model)}.items():
         shrink = dtype == "float16" and name.startswith(("g_a.", "g_s."))
         kept = value.detach().cpu().to(torch.float16) if shrink else value.detach().cpu()
         if kept.is_floating_point() and not bool(torch.isfinite(kept).all()):
@@ -112,6 +120,52 @@ def _stored_weights(model: FactorizedPrior, dtype: str) -> dict[str, Tensor]:
             raise ExportError(f"{name}: not finite in {kept.dtype} (largest magnitude {largest:g})")
         stored[name] = kept.contiguous()
     return stored
+
+
+def _solved_quantiles(model: FactorizedPrior | ContextModel) -> dict[str, Tensor]:
+    """Return the exact quantiles of a model's bottleneck, by name, if it has one."""
+    if not isinstance(model, FactorizedPrior | ScaleHyperprior):
+        return {}
+    bottleneck = copy.deepcopy(model.entropy_bottleneck)
+    bottleneck.solve_quantiles()
+    return {"entropy_bottleneck.quantiles": bottleneck.quantiles}
+
+
+def _frozen(
+    model: FactorizedPrior | ContextModel, weights: Mapping[str, Tensor]
+) -> FactorizedPrior | ContextModel:
+    """Return the model that a decoder will make of stored weights."""
+    frozen = type(model).from_dict(model.config.to_dict())
+    # Copying into the new model's tensors restores their precision.
+    frozen.load_state_dict(weights)
+    return frozen.eval()
+
+
+def _check_coding(model: ContextModel, tables: Tables) -> None:
+    """Code a small picture and decode it as a decoder would.
+
+    Raises:
+        ExportError: that fails, or gives other symbols or no picture.
+    """
+    side = model.stride
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, side, side, generator=generator).numpy()
+    backend = TorchContextBackend(model, torch.device("cpu"))
+    try:
+        writer = Writer(tables)
+        _, written = walk(backend.steps, backend.analyze(x), writer)
+        reader = Reader(tables, writer.finish())
+        state, read = walk(backend.steps, backend.blank(side, side), reader)
+        reader.finish()
+    except LicError as error:
+        raise ExportError(f"{model.name}: does not code a test picture ({error})") from error
+    if read != written:
+        raise ExportError(
+            f"{model.name}: a test picture decoded to other symbols (CRC-32 {read:08x}, the "
+            f"encoder's {written:08x})"
+        )
+    if not bool(np.isfinite(backend.synthesize(state)).all()):
+        raise ExportError(f"{model.name}: the decoded test picture has NaN or infinite pixels")
 
 
 def _graphs(model: FactorizedPrior, weights: bytes) -> dict[str, bytes]:
