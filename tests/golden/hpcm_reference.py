@@ -4,6 +4,7 @@ Shapes: i flat index of a tensor, H W pixels.
 """
 
 import hashlib
+import itertools
 import math
 import re
 import zlib
@@ -28,9 +29,7 @@ _GAINS: tuple[tuple[str, float], ...] = (
     (r".*\.branch\.3\.weight", 0.5),
     (r".*", 1.0),
 )
-_HALVED_BIAS = re.compile(
-    r"h_s\.branch\.4\.bias|y_spatial_prior_(?:s1_s2|s3)\.branch_2\.\d+\.bias"
-)
+_HALVED_BIAS = re.compile(r"h_s\.branch\.4\.bias|y_spatial_prior_(?:s1_s2|s3)\.branch_2\.\d+\.bias")
 
 
 def uniform(name: str, count: int) -> NDArray[np.float64]:
@@ -120,7 +119,7 @@ def published_tables(
 
 def _pmf_to_cdf(pmf: list[float]) -> list[int]:
     total = 1 << 16
-    steps = [int(math.floor(p * total + 0.5)) for p in pmf]
+    steps = [math.floor(p * total + 0.5) for p in pmf]
     whole = sum(steps)
     cdf = [0]
     for step in steps:
@@ -128,7 +127,7 @@ def _pmf_to_cdf(pmf: list[float]) -> list[int]:
     cdf[-1] = total
     for i in range(len(cdf) - 1):
         if cdf[i] == cdf[i + 1]:
-            widths = [b - a for a, b in zip(cdf, cdf[1:], strict=False)]
+            widths = [b - a for a, b in itertools.pairwise(cdf)]
             narrow = min(w for w in widths if w > 1)
             donor = widths.index(narrow)
             if donor < i:
