@@ -9,7 +9,7 @@ import typer
 from lic.cli import options
 from lic.cli.console import Output
 from lic.cli.extras import require
-from lic.codec.errors import ConfigError
+from lic.codec.errors import ConfigError, ModelMismatchError
 
 if TYPE_CHECKING:
     from lic.codec.bundle import Bundle
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 # A name becomes a folder and part of every file: no separators of any platform, nothing hidden.
 SEPARATORS = frozenset("/\\:")
 NAME_LENGTH = 100
+# What --arch takes beside auto: an architecture, of HPCM with the size.
+ARCHITECTURES: dict[str, tuple[str, str | None]] = {
+    "bmshj2018-factorized": ("bmshj2018-factorized", None),
+    "bmshj2018-hyperprior": ("bmshj2018-hyperprior", None),
+    "hpcm-base": ("hpcm", "base"),
+    "hpcm-large": ("hpcm", "large"),
+    "hpcm-phi": ("hpcm", "phi"),
+    "hpcm-tiny": ("hpcm", "tiny"),
+}
+# Lambdas of the published HPCM models, by metric, in order of their rate points from 1.
+HPCM_LMBDAS: dict[str, tuple[float, ...]] = {
+    "mse": (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483),
+    "ms-ssim": (2.4, 4.58, 8.73, 16.64, 31.73, 60.5),
+}
 
 app = typer.Typer(no_args_is_help=True, help="List, show and import models.")
 
@@ -75,19 +89,42 @@ def show(
 @app.command("import")
 def import_model(
     checkpoint: Annotated[
-        Path, typer.Argument(help="CompressAI's .pth.tar, a state dict, or lic's checkpoint.pt.")
+        Path,
+        typer.Argument(
+            help="CompressAI's or HPCM's .pth.tar, a state dict, or lic's checkpoint.pt."
+        ),
     ],
+    arch: Annotated[
+        str, typer.Option(help=f"auto, or what it must be: {', '.join(ARCHITECTURES)}.")
+    ] = "auto",
     name: Annotated[
         str | None, typer.Option(help="Family name. Default: from the weights.")
     ] = None,
     rate: Annotated[
-        int, typer.Option("-q", "--rate", min=1, max=255, help="Rate point within the family.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "-q",
+            "--rate",
+            min=1,
+            max=255,
+            help="Rate point within the family. Default: 1, for HPCM by its lambda.",
+        ),
+    ] = None,
     lmbda: Annotated[float | None, typer.Option(help="Lambda it was trained with.")] = None,
-    metric: Annotated[str, typer.Option(help="mse or ms-ssim.")] = "mse",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="mse or ms-ssim. Default: mse, but of HPCM what has this lambda."),
+    ] = None,
     activation: Annotated[
         str, typer.Option(help="gdn or igdn1: which of the two the weights' beta and gamma mean.")
     ] = "gdn",
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            help="HPCM: upstream as the published files, or corrected for models trained so. "
+            "Default: upstream."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float16: precision of weights.")] = (
         "float32"
     ),
@@ -100,28 +137,50 @@ def import_model(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Turn a checkpoint into a bundle: tables frozen, graphs exported and checked."""
+    """Turn a checkpoint into a bundle: tables frozen, and what a decoder runs checked."""
     if name is not None:
         _check_name(name)
+    if metric not in (None, "mse", "ms-ssim"):
+        raise ConfigError(f"--metric is {metric!r}; expected mse or ms-ssim")
+    _check_arch(arch, placement)
     require("export", "torch", "onnxscript")
     from lic.codec.library import user_folder
     from lic.export.make_bundle import Description, make_bundle
 
-    if metric not in ("mse", "ms-ssim"):
-        raise ConfigError(f"--metric is {metric!r}; expected mse or ms-ssim")
-    model, training = load_any(checkpoint, activation)
-    family = name or default_name(model.config)
+    model, training = load_any(checkpoint, activation, arch=arch, placement=placement)
+    lmbda = _lmbda(lmbda, training.get("lmbda"), checkpoint)
+    metric, point = _rate_point(model.name, metric, lmbda)
+    rate = rate or point
+    family = name or default_name(model.config, metric)
     target = output or user_folder() / family / str(rate)
     description = Description(
         name=family,
         rate_point=rate,
-        lmbda=_lmbda(lmbda, training.get("lmbda"), checkpoint),
+        lmbda=lmbda,
         metric=cast(Any, metric),
         training=training,
         source=source,
     )
     bundle = make_bundle(model, target, description, dtype=cast(Any, dtype), overwrite=force)
     Output(as_json=as_json).result(_values(bundle), f"{bundle.label} -> {target}")
+
+
+def _check_arch(arch: str, placement: str | None) -> None:
+    if arch != "auto" and arch not in ARCHITECTURES:
+        known = ", ".join(("auto", *ARCHITECTURES))
+        raise ConfigError(f"--arch is {arch!r}; expected one of {known}")
+    if placement not in (None, "upstream", "corrected"):
+        raise ConfigError(f"--placement is {placement!r}; expected upstream or corrected")
+
+
+def _rate_point(architecture: str, metric: str | None, lmbda: float | None) -> tuple[str, int]:
+    """Return the metric and the rate point that a lambda stands for; mse and 1 where for none."""
+    if architecture == "hpcm" and lmbda is not None:
+        for kind, lmbdas in HPCM_LMBDAS.items():
+            for point, known in enumerate(lmbdas, start=1):
+                if metric in (None, kind) and math.isclose(lmbda, known):
+                    return kind, point
+    return metric or "mse", 1
 
 
 def _check_name(name: str) -> None:
@@ -152,11 +211,24 @@ def _lmbda(given: float | None, found: float | None, checkpoint: Path) -> float 
     return found
 
 
-def load_any(source: Path, activation: str = "gdn") -> tuple[Any, dict[str, Any]]:
-    """Return a model and its provenance from a run's folder, a bundle or a foreign checkpoint."""
+def load_any(
+    source: Path, activation: str = "gdn", *, arch: str = "auto", placement: str | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Return a model and its provenance from a run's folder, a bundle or a foreign checkpoint.
+
+    Args:
+        source: where it is.
+        activation: of a foreign bmshj2018: what its beta and gamma mean.
+        arch: "auto", or the key of ARCHITECTURES that it must be.
+        placement: of a foreign HPCM; None is that of the published files.
+
+    Raises:
+        ModelMismatchError: not readable, incomplete, or another architecture than asked for.
+        ConfigError: an option that does not exist or has no meaning for this model.
+    """
     from lic.codec.bundle import MANIFEST, Bundle
     from lic.codec.models import ACTIVATIONS
-    from lic.codec.models.adapters import factorized_from_state_dict, read_state_dict
+    from lic.codec.models.adapters import read_state_dict
 
     if activation not in ACTIVATIONS:
         raise ConfigError(f"--activation is {activation!r}; expected {', '.join(ACTIVATIONS)}")
@@ -166,21 +238,88 @@ def load_any(source: Path, activation: str = "gdn") -> tuple[Any, dict[str, Any]
         bundle = Bundle.open(source)
         own = {} if bundle.manifest.lmbda is None else {"lmbda": bundle.manifest.lmbda}
         provenance = {"started_from": bundle.label, **own, **bundle.manifest.training}
-        return load_bundle(bundle), provenance
-    if source.is_dir() or source.name == "checkpoint.pt":
+        model: Any = load_bundle(bundle)
+    elif source.is_dir() or source.name == "checkpoint.pt":
         from lic.trainers.checkpoints import NAME, load_model
 
-        return load_model(source / NAME if source.is_dir() else source)
-    state = read_state_dict(source)
-    model = factorized_from_state_dict(state, normalisation=cast(Any, activation))
-    return model, {"imported_from": source.name}
+        model, provenance = load_model(source / NAME if source.is_dir() else source)
+    else:
+        state = read_state_dict(source)
+        try:
+            model = _foreign(state, activation, arch, placement)
+        except ModelMismatchError as error:
+            raise ModelMismatchError(f"{source}: {error}") from None
+        return model, {"imported_from": source.name}
+    _check_own(source, model, arch, placement)
+    return model, provenance
 
 
-def default_name(config: Any) -> str:
-    """Return a family name such as bmshj2018-factorized-relu-lite or -gdn-128-192."""
+def _foreign(state: Any, activation: str, arch: str, placement: str | None) -> Any:
+    """Return the model of a foreign state dict."""
+    from lic.codec.models.adapters import (
+        detect_architecture,
+        factorized_from_state_dict,
+        hyperprior_from_state_dict,
+    )
+    from lic.codec.models.hpcm_files import hpcm_from_state_dict
+
+    found = detect_architecture(state)
+    wanted, size = ARCHITECTURES.get(arch, (found, None))
+    if found != wanted:
+        raise ModelMismatchError(
+            f"the tensors are those of {found}, but --arch is {arch}; leave out --arch"
+        )
+    if found == "hpcm":
+        place: Any = placement or "upstream"
+        return hpcm_from_state_dict(state, size, placement=place)
+    _refuse_placement(placement, found)
+    convert: Any = (
+        hyperprior_from_state_dict
+        if found == "bmshj2018-hyperprior"
+        else factorized_from_state_dict
+    )
+    return convert(state, normalisation=activation)
+
+
+def _check_own(source: Path, model: Any, arch: str, placement: str | None) -> None:
+    """Refuse options that contradict what a bundle or a run says of itself."""
+    if model.name == "hpcm":
+        from lic.codec.models.hpcm_files import hpcm_size
+
+        found: tuple[str, str | None] = (model.name, hpcm_size(model.config))
+        if placement not in (None, model.config.placement):
+            raise ConfigError(
+                f"--placement is {placement}, but {source} says {model.config.placement}; leave "
+                "out --placement"
+            )
+    else:
+        found = (model.name, None)
+        _refuse_placement(placement, model.name)
+    if arch != "auto" and found != ARCHITECTURES[arch]:
+        raise ModelMismatchError(
+            f"{source}: is {default_name(model.config)}, but --arch is {arch}; leave out --arch"
+        )
+
+
+def _refuse_placement(placement: str | None, architecture: str) -> None:
+    if placement is not None:
+        raise ConfigError(f"--placement is for HPCM; leave it out with {architecture}")
+
+
+def default_name(config: Any, metric: str = "mse") -> str:
+    """Return a family name such as bmshj2018-factorized-relu-lite or hpcm-base-ms-ssim."""
+    from lic.codec.models import HPCMConfig, HyperpriorConfig
+
+    if isinstance(config, HPCMConfig):
+        from lic.codec.models.hpcm_files import hpcm_size
+
+        size = hpcm_size(config) or f"{config.N}-{config.M}"
+        corrected = "-corrected" if config.placement == "corrected" else ""
+        return f"hpcm-{size}{corrected}" + ("-ms-ssim" if metric == "ms-ssim" else "")
+    kind = "hyperprior" if isinstance(config, HyperpriorConfig) else "factorized"
     sides = list(dict.fromkeys((config.encoder_activation, config.decoder_activation)))
     size = "lite" if (config.N, config.M) == (64, 96) else f"{config.N}-{config.M}"
-    return f"bmshj2018-factorized-{'-'.join(sides)}-{size}"
+    return f"bmshj2018-{kind}-{'-'.join(sides)}-{size}"
 
 
 def _values(bundle: "Bundle") -> dict[str, Any]:

@@ -97,7 +97,12 @@ def _new_model(size: str | None, act: str | None, init: Path | None) -> "Factori
     from lic.cli.models import load_any
 
     # The tensors of a foreign checkpoint do not tell GDN from GDN1; --act does.
-    model: FactorizedPrior = load_any(init, "igdn1" if act == "igdn1" else "gdn")[0]
+    model = load_any(init, "igdn1" if act == "igdn1" else "gdn")[0]
+    if not isinstance(model, FactorizedPrior):
+        raise ConfigError(
+            f"--init {init} is {model.name}; this command trains {FactorizedPrior.name} only, "
+            "models with a context cannot be trained yet"
+        )
     found = model.config
     if size is not None and (found.N, found.M) != (wanted.N, wanted.M):
         raise ConfigError(

@@ -1,0 +1,224 @@
+"""lic models import: which model a file holds, and what its bundle is called."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lic.cli.models import default_name, load_any
+from lic.cli.train import _new_model
+from lic.codec.backends.torch_backend import load_model
+from lic.codec.bundle import Bundle
+from lic.codec.errors import ConfigError
+from lic.codec.models import (
+    HPCM,
+    FactorizedPrior,
+    HyperpriorConfig,
+    ScaleHyperprior,
+    factorized_config,
+    hpcm_config,
+)
+
+Lic = Callable[..., Any]
+
+
+@pytest.fixture
+def hpcm_file(tmp_path: Path, tiny_hpcm: HPCM) -> Path:
+    """A file as published ones are: from several GPUs, without adaptive vectors."""
+    path = tmp_path / "hpcm.pth.tar"
+    state = tiny_hpcm.state_dict()
+    kept = {f"module.{k}": v for k, v in state.items() if not k.startswith("adaptive_params")}
+    torch.save(kept, path)
+    return path
+
+
+@pytest.fixture
+def factorized_file(tmp_path: Path, tiny_model: FactorizedPrior) -> Path:
+    path = tmp_path / "factorized.pth"
+    torch.save(tiny_model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def hyperprior_file(tmp_path: Path) -> Path:
+    path = tmp_path / "hyperprior.pth"
+    torch.save(ScaleHyperprior(HyperpriorConfig(N=8, M=12)).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def no_bundle(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> dict[str, Any]:
+    """What make_bundle was last told; it writes nothing."""
+    from lic.export import make_bundle as module
+
+    told: dict[str, Any] = {}
+
+    def make_bundle(model: Any, target: Path, description: Any, **options: Any) -> Bundle:
+        told.update(model=model, target=target, description=description, **options)
+        return Bundle.open(tiny_bundle)
+
+    monkeypatch.setattr(module, "make_bundle", make_bundle)
+    return told
+
+
+@pytest.mark.parametrize("arch", [(), ("--arch", "hpcm-tiny")])
+def test_an_hpcm_file_becomes_a_bundle_that_codes(
+    lic: Lic,
+    hpcm_file: Path,
+    tmp_path: Path,
+    png: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arch: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    done = lic("models", "import", hpcm_file, *arch, "--lmbda", 0.013, "--json")
+    assert done.code == 0, done.err
+    values = json.loads(done.out)
+    assert (values["name"], values["rate_point"], values["metric"]) == ("hpcm-tiny", 4, "mse")
+    assert values["graphs"] == {} and values["config"] == hpcm_config("tiny").to_dict()
+    assert values["training"] == {"imported_from": "hpcm.pth.tar"}
+    assert lic("models", "show", "hpcm-tiny", "-q", 4).code == 0
+    assert lic("compress", png, "-m", "hpcm-tiny").code == 0
+    assert lic("decompress", png.with_suffix(".lic"), "-o", tmp_path / "back.png").code == 0
+
+
+def test_the_weights_are_those_of_the_file(
+    hpcm_file: Path, tiny_hpcm_bundle: Path, no_bundle: dict[str, Any], lic: Lic
+) -> None:
+    assert lic("models", "import", hpcm_file).code == 0
+    expected = load_model(Bundle.open(tiny_hpcm_bundle)).state_dict()
+    for name, value in no_bundle["model"].state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "metric", "rate"),
+    [
+        ((), "hpcm-tiny", "mse", 1),
+        (("--lmbda", 0.0018), "hpcm-tiny", "mse", 1),
+        (("--lmbda", 0.0483), "hpcm-tiny", "mse", 6),
+        (("--lmbda", 0.02), "hpcm-tiny", "mse", 1),
+        (("--lmbda", 0.0483, "-q", 2), "hpcm-tiny", "mse", 2),
+        (("--lmbda", 2.4), "hpcm-tiny-ms-ssim", "ms-ssim", 1),
+        (("--lmbda", 60.5, "--metric", "ms-ssim"), "hpcm-tiny-ms-ssim", "ms-ssim", 6),
+        (("--lmbda", 8.73, "--metric", "mse"), "hpcm-tiny", "mse", 1),
+        (("--lmbda", 8.73, "--name", "mine"), "mine", "ms-ssim", 3),
+        (("--placement", "corrected"), "hpcm-tiny-corrected", "mse", 1),
+    ],
+)
+def test_lambda_says_metric_and_rate_point_of_hpcm(
+    lic: Lic,
+    hpcm_file: Path,
+    no_bundle: dict[str, Any],
+    options: tuple[Any, ...],
+    name: str,
+    metric: str,
+    rate: int,
+) -> None:
+    assert lic("models", "import", hpcm_file, *options).code == 0
+    description = no_bundle["description"]
+    assert (description.name, description.metric, description.rate_point) == (name, metric, rate)
+    assert no_bundle["target"].parts[-2:] == (name, str(rate))
+
+
+def test_lambda_says_nothing_of_other_models(
+    lic: Lic, factorized_file: Path, hyperprior_file: Path, no_bundle: dict[str, Any]
+) -> None:
+    for file, name in (
+        (factorized_file, "bmshj2018-factorized-relu-8-12"),
+        (hyperprior_file, "bmshj2018-hyperprior-gdn-8-12"),
+    ):
+        assert lic("models", "import", file, "--lmbda", 0.013).code == 0
+        description = no_bundle["description"]
+        assert (description.name, description.rate_point, description.lmbda) == (name, 1, 0.013)
+
+
+def test_every_family_has_a_name_of_its_own() -> None:
+    names = [default_name(hpcm_config(size)) for size in ("base", "large", "phi", "tiny")]
+    names.append(default_name(replace(hpcm_config("base"), N=192)))
+    names.append(default_name(hpcm_config("base", "corrected"), "ms-ssim"))
+    assert names == [
+        "hpcm-base", "hpcm-large", "hpcm-phi", "hpcm-tiny", "hpcm-192-320",
+        "hpcm-base-corrected-ms-ssim",
+    ]  # fmt: skip
+    assert default_name(factorized_config("lite", "relu")) == "bmshj2018-factorized-relu-lite"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arch", "message"),
+    [
+        ("hpcm", "bmshj2018-factorized", "are those of hpcm, but --arch is bmshj2018-factorized"),
+        ("hpcm", "hpcm-base", "are the tensors of HPCM tiny; expected base"),
+        ("factorized", "hpcm-base", "those of bmshj2018-factorized, but --arch is hpcm-base"),
+        ("factorized", "bmshj2018-hyperprior", "are those of bmshj2018-factorized, but --arch"),
+        ("hyperprior", "bmshj2018-factorized", "are those of bmshj2018-hyperprior, but --arch"),
+    ],
+)
+def test_a_file_of_another_architecture_is_refused_by_name(
+    lic: Lic,
+    hpcm_file: Path,
+    factorized_file: Path,
+    hyperprior_file: Path,
+    no_bundle: dict[str, Any],
+    kind: str,
+    arch: str,
+    message: str,
+) -> None:
+    file = {"hpcm": hpcm_file, "factorized": factorized_file, "hyperprior": hyperprior_file}[kind]
+    done = lic("models", "import", file, "--arch", arch)
+    assert done.code == 5
+    assert str(file) in done.err and message in done.err
+    assert no_bundle == {}
+
+
+def test_bundles_of_other_kinds_are_refused_too(
+    lic: Lic, tiny_bundle: Path, tiny_hpcm_bundle: Path, no_bundle: dict[str, Any]
+) -> None:
+    done = lic("models", "import", tiny_bundle, "--arch", "hpcm-base")
+    assert done.code == 5 and "bmshj2018-factorized-relu-8-12, but --arch is hpcm-base" in done.err
+    done = lic("models", "import", tiny_hpcm_bundle, "--arch", "hpcm-base")
+    assert done.code == 5 and "is hpcm-tiny, but --arch is hpcm-base" in done.err
+    assert no_bundle == {}
+    assert lic("models", "import", tiny_hpcm_bundle, "--arch", "hpcm-tiny").code == 0
+    # Lambda comes with the bundle, and the rate point with lambda.
+    assert no_bundle["description"].rate_point == 4
+
+
+def test_options_that_mean_nothing_are_refused(
+    lic: Lic, factorized_file: Path, tiny_bundle: Path, tiny_hpcm_bundle: Path, hpcm_file: Path
+) -> None:
+    for options, message in (
+        ((hpcm_file, "--arch", "hpcm"), "--arch is 'hpcm'; expected one of auto, bmshj2018"),
+        ((hpcm_file, "--placement", "right"), "--placement is 'right'; expected upstream"),
+        ((hpcm_file, "--metric", "psnr"), "--metric is 'psnr'"),
+        ((factorized_file, "--placement", "upstream"), "--placement is for HPCM"),
+        ((tiny_bundle, "--placement", "upstream"), "--placement is for HPCM"),
+        ((tiny_hpcm_bundle, "--placement", "corrected"), "--placement is corrected, but"),
+    ):
+        done = lic("models", "import", *options)
+        assert done.code == 2 and message in done.err
+
+
+def test_a_file_with_some_adaptive_vectors_is_refused(
+    lic: Lic, hpcm_file: Path, no_bundle: dict[str, Any]
+) -> None:
+    state = torch.load(hpcm_file, weights_only=True)
+    state["module.adaptive_params_list.4"] = torch.ones(1, 192, 1, 1)
+    torch.save(state, hpcm_file)
+    done = lic("models", "import", hpcm_file)
+    assert done.code == 5 and "9 of 10 vectors adaptive_params_list.*" in done.err
+    assert str(hpcm_file) in done.err and no_bundle == {}
+
+
+def test_models_with_a_context_cannot_be_trained_yet(
+    hpcm_file: Path, hyperprior_file: Path, tiny_hpcm_bundle: Path
+) -> None:
+    for init in (hpcm_file, hyperprior_file, tiny_hpcm_bundle):
+        with pytest.raises(ConfigError, match="trains bmshj2018-factorized only") as caught:
+            _new_model(None, None, init)
+        assert str(init) in str(caught.value)
+        assert load_any(init)[0].name != FactorizedPrior.name
