@@ -7,7 +7,9 @@ import hashlib
 import itertools
 import math
 import re
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lic.codec.models.hpcm import HPCM, TABLE_BUFFERS
+from lic.codec.models.hpcm_config import hpcm_config
 
 # Weight rule, first match wins: pattern of a weight's name -> gain.
 _GAINS: tuple[tuple[str, float], ...] = (
@@ -137,3 +140,15 @@ def _pmf_to_cdf(pmf: list[float]) -> list[int]:
                 for k in range(i + 1, donor + 1):
                     cdf[k] += 1
     return cdf
+
+
+def write_checkpoint(size: str, path: Path) -> None:
+    """Write the reference weights as published files hold theirs: without adaptive vectors."""
+    with torch.device("meta"):
+        model = HPCM(hpcm_config(size))
+    state = reference_state(model)
+    torch.save({k: v for k, v in state.items() if not k.startswith("adaptive_params_list.")}, path)
+
+
+if __name__ == "__main__":
+    write_checkpoint(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,138 @@
+"""Files of a model with a context: any picture there and back, and mismatches by their name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from lic.codec import Picture, decompress
+from lic.codec.backends.torch_context import TorchContextBackend
+from lic.codec.bundle import Bundle
+from lic.codec.container import parse
+from lic.codec.errors import ConfigError, NumericsError
+from lic.codec.pipeline import Codec, to_network
+from lic.codec.tiling import places
+
+SIZES = [(256, 256), (512, 768), (317, 441), (1, 1), (300, 257)]
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_hpcm_bundle: Path) -> Codec:
+    return Codec(Bundle.open(tiny_hpcm_bundle))
+
+
+def _picture(height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
+    row, column, channel = np.meshgrid(
+        np.arange(height), np.arange(width), np.arange(channels), indexing="ij"
+    )
+    wave = np.sin(row / 37 + channel) + np.cos(column / 23) + 0.3 * np.sin(row * column / 900)
+    return np.clip(128 + 50 * wave, 0, 255).astype(np.uint8)
+
+
+def _backend(codec: Codec) -> TorchContextBackend:
+    assert isinstance(codec.backend, TorchContextBackend)
+    return codec.backend
+
+
+@torch.no_grad()
+def _expected(codec: Codec, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return what the model's forward pass makes of a picture."""
+    height, width = pixels.shape[:2]
+    padding = codec.bundle.manifest.padding
+    x = torch.from_numpy(to_network(pixels, padding))
+    x_hat = _backend(codec).model(x).x_hat[0].clamp(0, 1).numpy()
+    planes = padding.crop(x_hat, height, width)
+    if pixels.shape[2] == 1:
+        planes = planes.mean(axis=0, keepdims=True)
+    levels: NDArray[np.uint8] = np.rint(planes * np.float32(255)).astype(np.uint8)
+    return levels.transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_a_file_decodes_to_the_forward_pass(
+    codec: Codec, height: int, width: int, channels: int
+) -> None:
+    pixels = _picture(height, width, channels)
+    encoded = codec.compress(Picture(pixels=pixels))
+    again = decompress(encoded.data, find=lambda *_: codec).picture.pixels
+    np.testing.assert_array_equal(again, _expected(codec, pixels))
+
+
+def test_padding_of_upstream_is_black_and_centred(codec: Codec) -> None:
+    pixels = np.full((100, 200, 3), 255, np.uint8)
+    x = to_network(pixels, codec.bundle.manifest.padding)
+    assert x.shape == (1, 3, 256, 256)
+    rows, columns = np.nonzero(x[0, 0])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (78, 177, 28, 227)
+
+
+def test_torch_is_chosen_where_there_are_no_graphs(codec: Codec, tiny_hpcm_bundle: Path) -> None:
+    assert codec.backend.name == "torch"
+    with pytest.raises(ConfigError, match="no graphs for ONNX Runtime; take backend 'torch'"):
+        Codec(Bundle.open(tiny_hpcm_bundle), backend="onnx")
+
+
+@pytest.mark.parametrize("change", [1e-3, 0.05, 0.5, -3.0])
+def test_a_decoder_with_another_weight_says_so(
+    codec: Codec, tiny_hpcm_bundle: Path, change: float
+) -> None:
+    """Whether the decoder gets to the end of the stream or loses track before."""
+    pixels = _picture(256, 256)
+    data = codec.compress(Picture(pixels=pixels)).data
+    other = Codec(Bundle.open(tiny_hpcm_bundle))
+    with torch.no_grad():
+        bias = _backend(other).model.get_parameter("h_s.branch.4.bias")
+        bias[: len(bias) // 2] += change
+    with pytest.raises(NumericsError, match=r"intact but gave other symbols .* other entropy"):
+        other.decompress(parse(data))
+    # The codec is none the worse for it.
+    with torch.no_grad():
+        bias[: len(bias) // 2] -= change
+    mended = Codec(Bundle.open(tiny_hpcm_bundle)).decompress(parse(data)).picture.pixels
+    np.testing.assert_array_equal(mended, codec.decompress(parse(data)).picture.pixels)
+
+
+@torch.no_grad()
+def test_tiles_of_a_picture_are_coded_on_their_own(codec: Codec) -> None:
+    pixels = _picture(700, 900)
+    tiled = codec.compress(Picture(pixels=pixels), tile=512)
+    assert codec.compress(Picture(pixels=pixels)).header.tile_count == 1
+    assert tiled.header.tile_count == 4
+    again = codec.decompress(parse(tiled.data)).picture.pixels
+    assert again.shape == pixels.shape
+    padding, overlap = codec.bundle.manifest.padding, tiled.header.overlap
+    for place in places(tiled.header):
+        area = pixels[place.rows.outer, place.columns.outer]
+        x = torch.from_numpy(to_network(area, padding, alone=False))
+        x_hat = _backend(codec).model(x).x_hat[0].clamp(0, 1).numpy()
+        levels = np.rint(padding.crop(x_hat, *area.shape[:2]) * np.float32(255)).transpose(1, 2, 0)
+        # What no neighbour fades into is the tile's own.
+        alone = np.s_[2 * overlap : -2 * overlap, 2 * overlap : -2 * overlap]
+        found = again[place.rows.outer, place.columns.outer]
+        np.testing.assert_array_equal(found[alone], levels[alone])
+
+
+def test_threads_do_not_change_the_symbols(codec: Codec) -> None:
+    pixels = _picture(512, 512)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        data = codec.compress(Picture(pixels=pixels)).data
+        torch.set_num_threads(1)
+        again = codec.decompress(parse(data)).picture.pixels
+    finally:
+        torch.set_num_threads(before)
+    assert again.shape == pixels.shape
+
+
+def test_half_precision_transforms_make_files_that_all_decode(
+    codec: Codec, tiny_hpcm_bundle: Path
+) -> None:
+    half = Codec(Bundle.open(tiny_hpcm_bundle), precision="bfloat16")
+    pixels = _picture(256, 256)
+    data = half.compress(Picture(pixels=pixels)).data
+    full, rough = (c.decompress(parse(data)).picture.pixels for c in (codec, half))
+    assert 0 < np.abs(full.astype(int) - rough).mean() < 4
