@@ -27,7 +27,7 @@ CODEC_LAYERS = (
     ("models",),
     ("bundle", "backends", "library"),
     ("pipeline",),
-    ("pillow_plugin", "benchmark"),
+    ("pillow_plugin", "benchmark", "inspection"),
 )
 TRAINERS_LAYERS = (
     ("config", "schedules"),

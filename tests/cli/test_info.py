@@ -2,15 +2,17 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lic.cli import info as module
-from lic.codec.container import parse
+from lic.codec.container import parse, serialize
 from lic.codec.image_io import read_picture
 from lic.codec.pipeline import compress_lossless
 
@@ -111,3 +113,119 @@ def test_quiet_still_reports_errors(lic: Lic, file: Path, cut: Path) -> None:
     done = lic("verify", file, cut, "--quiet")
     assert done.code == 8
     assert done.err.count("\n") == 1 and str(cut) in done.err
+
+
+def compressed(lic: Lic, png: Path, bundle: Path, *more: object) -> Path:
+    """Return the .lic file of a picture, coded by the model of a bundle."""
+    assert lic("compress", png, "-m", bundle, "-f", *more).code == 0
+    return png.with_suffix(".lic")
+
+
+@pytest.fixture
+def picture(tmp_path: Path, large_photo: Any) -> Path:
+    from PIL import Image
+
+    path = tmp_path / "large.png"
+    Image.fromarray(large_photo[:120, :300]).save(path)
+    return path
+
+
+def test_bits_are_told_by_part_where_the_model_is_installed(
+    lic: Lic, picture: Path, tiny_bundle: Path, tiny_hpcm_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for bundle, names in ((tiny_hpcm_bundle, ["z", "s1", "s2", "s3"]), (tiny_bundle, ["y"])):
+        monkeypatch.setenv("LIC_BUNDLES", str(bundle.parent))
+        coded = compressed(lic, picture, bundle)
+        done = lic("info", "-v", coded, "--json")
+        assert done.code == 0
+        (values,) = objects(done.out)
+        assert list(values["bits"]) == names
+        assert values["warnings"] == []
+        # Beside the symbols a file has headers, checksums and the coder's states.
+        assert 0 < 8 * values["bytes"] - sum(values["bits"].values()) < 2000
+        text = lic("info", "-v", coded).out
+        shares = [float(share) for share in re.findall(r"bits \w+ +[\d,]+ \(([\d.]+)%\)", text)]
+        assert len(shares) == len(names) and sum(shares) == pytest.approx(100, abs=0.3)
+
+
+def test_without_verbose_nothing_is_decoded(
+    lic: Lic, picture: Path, tiny_hpcm_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lic.codec import inspection
+
+    coded = compressed(lic, picture, tiny_hpcm_bundle)
+    monkeypatch.setattr(inspection, "bits_by_part", None)
+    (values,) = objects(lic("info", coded, "--json").out)
+    assert "bits" not in values and "chunks" not in values
+    assert "bits" not in lic("info", coded).out
+
+
+def test_a_model_that_is_not_here_costs_a_warning_only(
+    lic: Lic, picture: Path, tiny_hpcm_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lic.codec import backends
+
+    coded = compressed(lic, picture, tiny_hpcm_bundle)
+    done = lic("info", "-v", coded, "--json")
+    assert done.code == 0
+    (values,) = objects(done.out)
+    assert "bits" not in values and values["chunks"]
+    (warning,) = values["warnings"]
+    assert warning.startswith("bits by part are unknown: ") and "hpcm-tiny q4" in warning
+    assert "not installed" in lic("info", "-v", coded).out
+    monkeypatch.setenv("LIC_BUNDLES", str(tiny_hpcm_bundle.parent))
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "torch" else name)
+    done = lic("info", "-v", coded)
+    assert done.code == 0 and "backend 'torch' needs torch" in done.out
+
+
+def test_a_size_that_no_decoder_accepts_is_not_decoded(
+    lic: Lic, picture: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few bytes may claim any size; describing them must not fill the memory."""
+    monkeypatch.setenv("LIC_BUNDLES", str(tiny_bundle.parent))
+    coded = compressed(lic, picture, tiny_bundle)
+    file = parse(coded.read_bytes())
+    header = replace(file.header, width=2**16 - 1, height=2**16 - 1)
+    coded.write_bytes(serialize(replace(file, header=header)))
+    done = lic("info", "-v", coded, "--json")
+    assert done.code == 0
+    (values,) = objects(done.out)
+    assert "the limit is" in values["warnings"][0] and "bits" not in values
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress", "verify", "eval"])
+def test_precision_is_for_models_with_a_context_on_torch(
+    lic: Lic,
+    picture: Path,
+    tmp_path: Path,
+    tiny_bundle: Path,
+    tiny_hpcm_bundle: Path,
+    command: str,
+) -> None:
+    def run(bundle: Path, precision: str, *more: object) -> Any:
+        source = picture if command in ("compress", "eval") else compressed(lic, picture, bundle)
+        target = ("-o", tmp_path / "result", "-f") if command != "verify" else ()
+        options = ("-m", bundle, "--precision", precision, *target, *more)
+        if command == "eval":
+            options = (*options, "--repeats", 1)
+        return lic(command, source, *options)
+
+    assert run(tiny_hpcm_bundle, "bfloat16").code == 0
+    done = run(tiny_bundle, "bfloat16")
+    assert done.code == 2 and "precision 'bfloat16' needs backend 'torch'" in done.err
+    done = run(tiny_bundle, "bfloat16", "--backend", "torch")
+    assert done.code == 2 and "runs in float32 only" in done.err
+    done = run(tiny_hpcm_bundle, "int8")
+    assert done.code == 2 and "expected float32 or bfloat16" in done.err
+
+
+def test_files_of_either_precision_decode_in_the_other(
+    lic: Lic, picture: Path, tiny_hpcm_bundle: Path
+) -> None:
+    """What selects tables has one precision; the encoder's is in the symbols."""
+    for one, other in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        coded = compressed(lic, picture, tiny_hpcm_bundle, "--precision", one)
+        done = lic("verify", coded, "-m", tiny_hpcm_bundle, "--precision", other)
+        assert done.code == 0, done.err

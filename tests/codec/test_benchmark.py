@@ -65,10 +65,14 @@ def test_only_visible_pictures_are_found(tmp_path: Path) -> None:
     [("", ["onnx", "torch"]), ("torch", ["onnx"]), ("safetensors", ["onnx"])],
 )
 def test_torch_counts_where_it_can_read_weights(
-    monkeypatch: pytest.MonkeyPatch, missing: str, expected: list[str]
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, missing: str, expected: list[str]
 ) -> None:
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None if name == missing else name)
-    assert evaluate.installed_backends() == expected
+    bundle = Bundle.open(tiny_bundle)
+    assert evaluate.installed_backends(bundle) == expected
+    # A model without graphs has no other, and says itself what it lacks.
+    bundle.manifest = replace(bundle.manifest, graphs={})
+    assert evaluate.installed_backends(bundle) == ["torch"]
 
 
 def test_a_plain_picture_is_upright_and_holds_nothing_else(tmp_path: Path, photo: Pixels) -> None:

@@ -27,6 +27,7 @@ def compress(
     backend: options.BackendOption = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = 0,
+    precision: options.Precision = "float32",
     lossless: Annotated[bool, typer.Option("--lossless", help="Keep every 8-bit pixel.")] = False,
     metadata: Annotated[
         str, typer.Option(help="all, none, or a list of exif,icc,xmp to keep.")
@@ -64,8 +65,10 @@ def compress(
     plan = batch.plan(inputs, output, accept=READABLE_SUFFIXES, suffix=SUFFIX)
     keep: Any = metadata if metadata in ("all", "none") else metadata.split(",")
     check_metadata_policy(keep)
-    decode = decoder(model, backend=backend, device=device, threads=threads, max_pixels=0)
-    engine = {"backend": backend, "device": device, "threads": threads}
+    engine: dict[str, Any] = {
+        "backend": backend, "device": device, "threads": threads, "precision": precision
+    }  # fmt: skip
+    decode = decoder(model, max_pixels=0, **engine)
     encode = _encoder(model, rate, lossless, tile, **engine)
 
     def work(job: batch.Job) -> batch.Done:

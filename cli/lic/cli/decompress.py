@@ -30,6 +30,7 @@ def decompress(
     backend: options.BackendOption = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = 0,
+    precision: options.Precision = "float32",
     force: options.Force = False,
     skip_existing: options.SkipExisting = False,
     jobs: options.Jobs = 1,
@@ -46,7 +47,14 @@ def decompress(
     if suffix not in WRITABLE:
         raise ConfigError(f"--format is {format!r}; expected one of {', '.join(sorted(WRITABLE))}")
     plan = batch.plan(inputs, output, accept=frozenset({".lic"}), suffix=suffix)
-    decode = decoder(model, backend=backend, device=device, threads=threads, max_pixels=max_pixels)
+    decode = decoder(
+        model,
+        max_pixels=max_pixels,
+        backend=backend,
+        device=device,
+        threads=threads,
+        precision=precision,
+    )
 
     def work(job: batch.Job) -> batch.Done:
         decoded = decode(batch.read_input(job))

@@ -29,10 +29,12 @@ def evaluate(
         list[int] | None, typer.Option("-q", "--rate", help="Rate points. Default: all.")
     ] = None,
     backend: Annotated[
-        list[str] | None, typer.Option(help="onnx, torch. Default: all that are installed.")
+        list[str] | None,
+        typer.Option(help="onnx, torch. Default: all that are installed and the model has."),
     ] = None,
     device: options.Device = "cpu",
     threads: options.Threads = 0,
+    precision: options.Precision = "float32",
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs per picture.")] = 3,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write every number as JSON.")
@@ -54,8 +56,9 @@ def evaluate(
     batch.check_target(output, force=force)
     pictures = find_pictures(dataset)
     bundles = family(model, rate)
-    engine: dict[str, Any] = {"device": device, "threads": threads, "repeats": repeats}
-    backends = backend or installed_backends()
+    engine: dict[str, Any] = {
+        "device": device, "threads": threads, "precision": precision, "repeats": repeats
+    }  # fmt: skip
     out = Output(as_json=as_json)
     results: list[dict[str, Any]] = []
     with _bar(len(bundles) * len(pictures), out) as (say, advance):
@@ -63,6 +66,7 @@ def evaluate(
         curve = jpeg_curve([read_plain(path).pixels for path in pictures])
         for bundle in bundles:
             say(bundle.label)
+            backends = backend or installed_backends(bundle)
             rows = measure(bundle, pictures, backends, progress=advance, **engine)
             summary = {"model": bundle.label, **summarise(rows)}
             jpeg = None if summary["psnr"] is None else rate_at(curve, summary["psnr"])

@@ -1,15 +1,20 @@
 """lic info and lic verify: what a .lic file says, and whether it is whole."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lic.cli import batch, options
 from lic.cli.console import Exit, Output, exit_code, message
-from lic.codec.container import LicFile, Limits, list_chunks, parse
-from lic.codec.errors import ConfigError
+from lic.codec.container import Coder, LicFile, Limits, Model, list_chunks, parse
+from lic.codec.container.header import check_header
+from lic.codec.errors import ConfigError, LicError
+
+if TYPE_CHECKING:
+    from lic.codec.pipeline import Codec
 
 Files = Annotated[list[str], typer.Argument(help=".lic files; - is stdin.")]
 # Reading a header costs nothing, whatever size it claims.
@@ -21,9 +26,13 @@ def info(
     as_json: options.AsJson = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Show what .lic files hold, without decoding them; -v lists the chunks."""
+    """Show what .lic files hold, without decoding them; -v lists the chunks.
+
+    With -v and the model at hand symbols are decoded, too, and their bits told by part.
+    """
     out = Output(verbose, as_json)
-    _each(files, out, lambda job: _describe(job, out))
+    measure = _meter() if verbose else None
+    _each(files, out, lambda job: _describe(job, out, measure))
 
 
 def verify(
@@ -31,6 +40,7 @@ def verify(
     model: options.ModelName = None,
     backend: options.BackendOption = "auto",
     device: options.Device = "cpu",
+    precision: options.Precision = "float32",
     structure: Annotated[
         bool, typer.Option("--structure", help="Checksums only; needs no model.")
     ] = False,
@@ -43,7 +53,8 @@ def verify(
     from lic.cli.decompress import decoder
 
     out = Output(-1 if quiet else verbose, as_json)
-    decode = decoder(model, backend=backend, device=device, threads=0, max_pixels=max_pixels)
+    engine = {"backend": backend, "device": device, "precision": precision}
+    decode = decoder(model, max_pixels=max_pixels, **engine)
 
     def check(job: batch.Job) -> None:
         data = batch.read_input(job)
@@ -83,25 +94,59 @@ def _each(files: list[str], out: Output, act: Callable[[batch.Job], None]) -> No
     raise typer.Exit(int(code))
 
 
-def _describe(job: batch.Job, out: Output) -> None:
+def _meter() -> Callable[[LicFile], dict[str, float]]:
+    """Return the function that gives a file's bits by part; it opens each model once."""
+
+    @lru_cache(maxsize=4)
+    def opened(fingerprint: bytes, hint: Model | None) -> "Codec":
+        from lic.codec.library import for_fingerprint
+        from lic.codec.pipeline import Codec
+
+        return Codec(for_fingerprint(fingerprint, hint))
+
+    def measure(file: LicFile) -> dict[str, float]:
+        from lic.codec.inspection import bits_by_part
+
+        check_header(file.header, Limits())
+        return bits_by_part(opened(file.header.fingerprint, file.model), file)
+
+    return measure
+
+
+def _describe(
+    job: batch.Job, out: Output, measure: Callable[[LicFile], dict[str, float]] | None
+) -> None:
     data = batch.read_input(job)
     file = parse(data, ANY_SIZE)
     values = _values(job.name, data, file)
-    if out.verbosity > 0:
+    if measure:
+        if file.header.coder is not Coder.LOSSLESS:
+            try:
+                values["bits"] = {part: round(bits, 3) for part, bits in measure(file).items()}
+            # What cannot be decoded here can still be described.
+            except (LicError, MemoryError) as error:
+                values["warnings"].append(f"bits by part are unknown: {message(error)}")
         values["chunks"] = [
             {"type": chunk.name, "offset": chunk.offset, "length": chunk.length}
             for chunk in list_chunks(data)
         ]
     if out.as_json:
         out.result(values, "")
-        return
-    typer.echo(job.name)
+    else:
+        _print(values)
+
+
+def _print(values: dict[str, Any]) -> None:
+    bits, chunks = values.pop("bits", {}), values.pop("chunks", [])
+    typer.echo(values.pop("input"))
     for key, value in values.items():
-        if key == "chunks":
-            for chunk in value:
-                typer.echo(f"  {chunk['offset']:>10}  {chunk['type']}  {chunk['length']} bytes")
-        elif key != "input" and value not in (None, [], {}):
+        if value not in (None, [], {}):
             typer.echo(f"  {key.replace('_', ' '):<12} {value}")
+    total = sum(bits.values()) or 1
+    for part, count in bits.items():
+        typer.echo(f"  {'bits ' + part:<12} {count:,.0f} ({count / total:.1%})")
+    for chunk in chunks:
+        typer.echo(f"  {chunk['offset']:>10}  {chunk['type']}  {chunk['length']} bytes")
 
 
 def _values(name: str, data: bytes, file: LicFile) -> dict[str, Any]:

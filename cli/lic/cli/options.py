@@ -21,6 +21,13 @@ RatePoint = Annotated[
 ]
 BackendOption = Annotated[str, typer.Option(help="auto, onnx or torch.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or a provider of ONNX Runtime.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="float32, or bfloat16 for the transforms of models with a context: for CUDA. Entropy "
+        "coding stays in float32."
+    ),
+]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of one operator; 0 = automatic.")]
 Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite existing results.")]
 SkipExisting = Annotated[

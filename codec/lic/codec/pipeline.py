@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lic.codec.backends import Backend, open_backend
 from lic.codec.bundle import ARCHITECTURES, Bundle
 from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse, serialize
-from lic.codec.entropy import Reader, Writer
+from lic.codec.entropy import Reader, SymbolCoder, Writer
 from lic.codec.errors import BitstreamError, ConfigError, LimitError, NumericsError
 from lic.codec.image_io import (
     Picture,
@@ -94,17 +94,27 @@ class Codec:
         backend: "auto", "onnx" or "torch".
         device: see the backends.
         threads: of one operator; 0 leaves the choice to the engine.
+        precision: "float32", or "bfloat16" for analysis and synthesis of models with a context on
+            torch: meant for CUDA. What selects tables stays in float32.
 
     Raises:
-        ConfigError: the backend or device is not there.
+        ConfigError: the backend, device or precision is not there.
         ModelMismatchError: the bundle was changed.
     """
 
     def __init__(
-        self, bundle: Bundle, *, backend: str = "auto", device: str = "cpu", threads: int = 0
+        self,
+        bundle: Bundle,
+        *,
+        backend: str = "auto",
+        device: str = "cpu",
+        threads: int = 0,
+        precision: str = "float32",
     ) -> None:
         self.bundle = bundle
-        self.backend: Backend = open_backend(bundle, backend, device=device, threads=threads)
+        self.backend: Backend = open_backend(
+            bundle, backend, device=device, threads=threads, precision=precision
+        )
         self._tables = bundle.tables
         self._padding = bundle.manifest.padding
 
@@ -181,7 +191,7 @@ class Codec:
         """Return the tiles of pixels (H, W, C)."""
         tiles = []
         for place in places(header):
-            with _naming(place, header):
+            with naming(place, header):
                 tiles.append(self._encode_tile(place, pixels, stages))
         return tuple(tiles)
 
@@ -205,13 +215,17 @@ class Codec:
             NumericsError: the stream is intact but gave other symbols than the encoder's.
         """
         stages = Stages()
-        self._check_sizes(file.header)
+        self.check_sizes(file.header)
         pixels = self._decode(file.header, file.tiles, stages)
         decoded = _restore(file, pixels, stages)
         return replace(decoded, notes=(*decoded.notes, *self.backend.notes))
 
-    def _check_sizes(self, header: Header) -> None:
-        """Refuse what `plan` never makes: a few bytes could ask for any memory and time."""
+    def check_sizes(self, header: Header) -> None:
+        """Refuse what `plan` never makes: a few bytes could ask for any memory and time.
+
+        Raises:
+            LimitError: a tile is larger than this model's memory should be asked to hold.
+        """
         for place in places(header) if self._tiled else ():
             height, width = self._padding.padded(place.height), self._padding.padded(place.width)
             if height * width > LARGEST_TILE_PIXELS:
@@ -225,8 +239,9 @@ class Codec:
         pixels = np.empty((0, 0, header.colour), np.uint8)
         seams = Seams(header.overlap)
         for place, tile in zip(places(header), tiles, strict=True):
-            with _naming(place, header):
-                state = self._read_symbols(place, tile, stages)
+            with naming(place, header):
+                with stages.measure("entropy"):
+                    state = self.read_symbols(place, tile)
                 # Not before: a header can claim any size, the first tile's symbols cannot.
                 if place.index == 0:
                     pixels = np.empty((header.height, header.width, header.colour), np.uint8)
@@ -235,22 +250,37 @@ class Codec:
                 del state
         return pixels
 
-    def _read_symbols(self, place: Place, tile: Tile, stages: Stages) -> State:
-        """Return the state with all symbols of a tile known."""
+    def read_symbols(
+        self,
+        place: Place,
+        tile: Tile,
+        watch: Callable[[SymbolCoder], SymbolCoder] = lambda reader: reader,
+    ) -> State:
+        """Return the state with all symbols of a tile known; no picture is made.
+
+        Args:
+            place: of the tile, within `check_sizes`.
+            tile: the symbols' streams.
+            watch: returns a coder that passes everything through to the one that it is given.
+
+        Raises:
+            BitstreamError: the stream is damaged.
+            NumericsError: the stream is intact but gave other symbols than the encoder's.
+        """
         height, width = self._padding.padded(place.height), self._padding.padded(place.width)
-        with stages.measure("entropy"):
-            try:
-                reader = Reader(self._tables, tile.streams)
-                state, crc = walk(self.backend.steps, self.backend.blank(height, width), reader)
-                reader.finish()
-            except BitstreamError as error:
-                # The chunk's CRC was right. A decoder that selects other tables than the encoder
-                # loses track, and is rarely still on its feet when the stream ends.
-                if len(self.backend.steps.groups) > 1:
-                    raise _other_symbols(str(error)) from None
-                raise
-            if crc != tile.symbols_crc:
-                raise _other_symbols(f"CRC-32 {crc:08x}, the encoder's {tile.symbols_crc:08x}")
+        blank = self.backend.blank(height, width)
+        try:
+            reader = Reader(self._tables, tile.streams)
+            state, crc = walk(self.backend.steps, blank, watch(reader))
+            reader.finish()
+        except BitstreamError as error:
+            # The chunk's CRC was right. A decoder that selects other tables than the encoder
+            # loses track, and is rarely still on its feet when the stream ends.
+            if len(self.backend.steps.groups) > 1:
+                raise _other_symbols(str(error)) from None
+            raise
+        if crc != tile.symbols_crc:
+            raise _other_symbols(f"CRC-32 {crc:08x}, the encoder's {tile.symbols_crc:08x}")
         return state
 
     def _write_pixels(
@@ -267,7 +297,7 @@ class Codec:
 
 
 @contextmanager
-def _naming(place: Place, header: Header) -> Iterator[None]:
+def naming(place: Place, header: Header) -> Iterator[None]:
     """Say in which of several tiles something is wrong."""
     try:
         yield
@@ -322,7 +352,7 @@ def open_codec(model: str | None = None, rate_point: int | None = None, **option
     Args:
         model: family name or path; None is lic's embedded model.
         rate_point: None takes the middle one.
-        **options: `backend`, `device` and `threads` of `Codec`.
+        **options: `backend`, `device`, `threads` and `precision` of `Codec`.
 
     Raises:
         ModelMismatchError: no such bundle.

@@ -87,9 +87,13 @@ def read_plain(path: Path) -> Picture:
     return replace(upright(bare), alpha=None)
 
 
-def installed_backends() -> list[str]:
-    """Return the backends that can run here; that of torch reads its weights by safetensors."""
-    return ["onnx", "torch"] if _has_torch() else ["onnx"]
+def installed_backends(bundle: Bundle) -> list[str]:
+    """Return the backends that can run a bundle here; that of torch needs safetensors.
+
+    Without graphs only torch can, which, where it is missing, says so itself.
+    """
+    graphs = ["onnx"] if bundle.manifest.graphs else []
+    return [*graphs, "torch"] if _has_torch() or not graphs else graphs
 
 
 def _has_torch() -> bool:
@@ -103,6 +107,7 @@ def evaluate(
     *,
     device: str = "cpu",
     threads: int = 0,
+    precision: str = "float32",
     repeats: int = 3,
     progress: Callable[[], None] = lambda: None,
 ) -> list[Row]:
@@ -113,7 +118,8 @@ def evaluate(
     every picture.
     """
     codecs = {
-        name: Codec(bundle, backend=name, device=device, threads=threads) for name in backends
+        name: Codec(bundle, backend=name, device=device, threads=threads, precision=precision)
+        for name in backends
     }
     estimate = _estimator(bundle)
     rows = []
