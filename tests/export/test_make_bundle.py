@@ -128,7 +128,9 @@ def known_graphs(built: Built, monkeypatch: pytest.MonkeyPatch) -> FactorizedPri
         return protos[ENCODER if hasattr(module, "g_a") else DECODER]
 
     monkeypatch.setattr(module, "export_graph", export_graph)
-    return load_model(bundle)
+    model = load_model(bundle)
+    assert isinstance(model, FactorizedPrior)
+    return model
 
 
 def test_a_zip_is_the_folder_in_one_file(
