@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check oracle eval benchmark-entropy soak clean
+.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -33,6 +33,20 @@ eval: $(VENV)/.dev
 
 benchmark-entropy: $(VENV)/.runtime
 	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400
+
+# HPCM Base and Large with the reference run's weights, which stand in for published ones: parts,
+# share of everything that is no network, multiply-accumulates per pixel.
+benchmark-hpcm: $(VENV)/.dev
+	for size in base large; do \
+	    $(BIN)/python -m tests.golden.hpcm_reference $$size runs/hpcm-$$size.pth.tar && \
+	    $(BIN)/lic models import runs/hpcm-$$size.pth.tar --arch hpcm-$$size --lmbda 0.013 \
+	        -o runs/hpcm-$$size --force && \
+	    $(BIN)/python -m lic.codec.benchmark.split runs/hpcm-$$size samples/kodim23.png || exit 1; \
+	done
+
+# Every size of HPCM at every awkward size of picture; minutes, so not part of the tests.
+round-trips: $(VENV)/.dev
+	$(BIN)/python -m tests.codec.hpcm_round_trips
 
 # A million damaged streams; minutes, so not part of the tests.
 soak: $(VENV)/.dev

@@ -147,6 +147,7 @@ def write_checkpoint(size: str, path: Path) -> None:
     with torch.device("meta"):
         model = HPCM(hpcm_config(size))
     state = reference_state(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({k: v for k, v in state.items() if not k.startswith("adaptive_params_list.")}, path)
 
 

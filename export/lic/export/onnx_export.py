@@ -41,7 +41,7 @@ def export_graph(
     # The encoder's input is a multiple of the stride; saying so keeps its shapes symbolic.
     stride = 16 if example.is_floating_point() else 1
     shapes = {2: stride * height, 3: stride * width} if stride > 1 else {2: height, 3: width}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 fold_normalisations(module),
@@ -120,7 +120,7 @@ def _forget_origin(model: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's own progress lines and deprecation warnings off the terminal."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

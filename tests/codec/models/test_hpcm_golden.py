@@ -5,14 +5,12 @@ LIC_HPCM_GOLDEN, separated as in PATH. A case is called base256, large192x320 an
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,20 +22,10 @@ from lic.codec.models.conditional import GeneralizedGaussian
 from lic.codec.models.hpcm import HPCM
 from lic.codec.models.hpcm_config import hpcm_config
 from lic.codec.tiling import Padding
+from tests.golden import hpcm_reference as reference
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 Arrays = dict[str, NDArray[Any]]
-
-
-def _reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hpcm_reference", GOLDEN / "hpcm_reference.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = _reference()
 
 
 @cache

@@ -193,6 +193,8 @@ def _gap(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
 
 def _flips(picture: Picture, codecs: Sequence[Codec]) -> int:
     """Return in how many symbols the backends' own analyses of a picture differ."""
+    if len(codecs) == 1:
+        return 0
     x = to_network(picture.pixels, codecs[0].bundle.manifest.padding)
     states = [codec.backend.analyze(x) for codec in codecs]
     return max(int(np.count_nonzero(states[0] != state)) for state in states)
