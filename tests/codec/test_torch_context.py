@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lic.codec.backends import torch_context
 from lic.codec.backends.torch_context import TorchContextBackend
 from lic.codec.entropy import Reader, Writer
 from lic.codec.errors import BitstreamError, NumericsError
@@ -184,6 +185,22 @@ def test_bfloat16_changes_the_transforms_only(backend: TorchContextBackend) -> N
     _, _, rough = _decode(half, streams, x.shape)
     assert x_hat.dtype == rough.dtype == np.float32
     assert 0 < np.abs(x_hat - rough).mean() < 0.02
+
+
+def test_settings_of_cuda_hold_while_any_thread_needs_them() -> None:
+    """They are those of the process, with or without a device."""
+    settings = torch_context._float32
+    wanted = (False, False, False, True)
+    before = settings._settings()
+    settings._set(True, True, True, False)
+    try:
+        with settings:
+            with settings:
+                assert settings._settings() == wanted
+            assert settings._settings() == wanted
+        assert settings._settings() == (True, True, True, False)
+    finally:
+        settings._set(*before)
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ Shapes: B batch, M latent channels, N hyper-latent channels, H W pixels, h = H /
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -137,22 +138,50 @@ def _to_symbols(values: Tensor, name: str) -> NDArray[np.int16]:
     return checked_symbols(symbols.cpu().numpy(), name)
 
 
+class _Float32:
+    """Keeps CUDA to plain float32 and to one choice of kernels while anyone is inside.
+
+    TF32 keeps ten bits, and a kernel that is chosen by its speed today may be another tomorrow. The
+    settings are the process's: of several threads the first sets them, the last puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: tuple[bool, bool, bool, bool] = (False, False, False, False)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = self._settings()
+                self._set(False, False, False, True)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(*self._before)
+
+    @staticmethod
+    def _settings() -> tuple[bool, bool, bool, bool]:
+        cudnn = torch.backends.cudnn
+        matmul = torch.backends.cuda.matmul.allow_tf32
+        return matmul, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+
+    @staticmethod
+    def _set(matmul_tf32: bool, tf32: bool, benchmark: bool, deterministic: bool) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.deterministic = deterministic
+
+
+_float32 = _Float32()
+
+
 @contextlib.contextmanager
 def _faithful(device: torch.device) -> Iterator[None]:
-    """Keep what selects tables to plain float32 and to one choice of kernels.
-
-    TF32 keeps ten bits, and a kernel that is chosen by its speed today may be another tomorrow.
-    """
-    with memory_errors():
-        if device.type != "cuda":
-            yield
-            return
-        tf32 = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            with torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-            ):
-                yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = tf32
+    """Surround what selects tables, so that it gives the same numbers every time."""
+    with memory_errors(), _float32 if device.type == "cuda" else contextlib.nullcontext():
+        yield
