@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from lic.codec import Picture, decompress, open_codec, parse_header, read_picture
@@ -100,6 +101,14 @@ def test_padding_is_undone(
         np.testing.assert_array_equal(to_levels(planes), pixels)
 
 
+def test_networks_see_levels_as_they_were_trained() -> None:
+    """Divided by 255 as training and published code do; a product with 1 / 255 differs often."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    x = to_network(levels, Padding(multiple=16))
+    expected = torch.from_numpy(levels).float().div_(255).squeeze(2).numpy()
+    np.testing.assert_array_equal(x, np.broadcast_to(expected, (1, 3, 16, 16)))
+
+
 def _parsed(data: bytes) -> LicFile:
     return parse(data)
 
@@ -174,8 +183,6 @@ def test_threads_and_batches_do_not_change_the_file(
 
 @pytest.mark.gpu
 def test_cuda_gives_the_same_symbols(tiny_bundle: Path, photo: NDArray[np.uint8]) -> None:
-    import torch
-
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
     bundle = Bundle.open(tiny_bundle)

@@ -1,5 +1,8 @@
 """Files of a model with a context: any picture there and back, and mismatches by their name."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from lic.codec import Picture, decompress
 from lic.codec.backends.torch_context import TorchContextBackend
 from lic.codec.bundle import Bundle
 from lic.codec.container import parse
-from lic.codec.errors import ConfigError, NumericsError
+from lic.codec.errors import BitstreamError, ConfigError, NumericsError
 from lic.codec.pipeline import Codec, to_network
 from lic.codec.tiling import places
 
@@ -83,16 +86,84 @@ def test_a_decoder_with_another_weight_says_so(
     pixels = _picture(256, 256)
     data = codec.compress(Picture(pixels=pixels)).data
     other = Codec(Bundle.open(tiny_hpcm_bundle))
+    bias = _backend(other).model.get_parameter("h_s.branch.4.bias")
+    kept = bias.clone()
     with torch.no_grad():
-        bias = _backend(other).model.get_parameter("h_s.branch.4.bias")
         bias[: len(bias) // 2] += change
     with pytest.raises(NumericsError, match=r"intact but gave other symbols .* other entropy"):
         other.decompress(parse(data))
     # The codec is none the worse for it.
     with torch.no_grad():
-        bias[: len(bias) // 2] -= change
-    mended = Codec(Bundle.open(tiny_hpcm_bundle)).decompress(parse(data)).picture.pixels
+        bias.copy_(kept)
+    mended = other.decompress(parse(data)).picture.pixels
     np.testing.assert_array_equal(mended, codec.decompress(parse(data)).picture.pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda words, escapes: (words, escapes, b"b"), "3 entropy streams"),
+        (lambda words, escapes: (words + b"x", escapes), "even number"),
+        (lambda _, escapes: (b"", escapes), "stream is empty"),
+        (lambda words, escapes: (b"\0" * 16 + words[16:], escapes), "begins with a state"),
+        # z alone takes more of both.
+        (lambda words, escapes: (words[:40], escapes), "entropy stream ends too early"),
+        (lambda words, escapes: (words, escapes[:1]), "escape stream ends too early"),
+    ],
+)
+def test_what_no_arithmetic_can_cause_is_damage(
+    codec: Codec, change: Callable[[bytes, bytes], tuple[bytes, ...]], message: str
+) -> None:
+    """Tables of z are those of its channels, whatever a device computes."""
+    file = parse(codec.compress(Picture(pixels=_picture(256, 256))).data)
+    tile = replace(file.tiles[0], streams=change(*file.tiles[0].streams))
+    with pytest.raises(BitstreamError, match=message):
+        codec.decompress(replace(file, tiles=(tile,)))
+
+
+def test_a_stream_that_is_lost_behind_z_may_be_the_device(codec: Codec) -> None:
+    file = parse(codec.compress(Picture(pixels=_picture(256, 256))).data)
+    words, escapes = file.tiles[0].streams
+    tile = replace(file.tiles[0], streams=(words[: len(words) // 4 * 2], escapes))
+    with pytest.raises(NumericsError, match="entropy stream ends too early"):
+        codec.decompress(replace(file, tiles=(tile,)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_pixels_that_are_no_numbers_become_no_picture(
+    codec: Codec, tiny_hpcm_bundle: Path, large_photo: NDArray[np.uint8]
+) -> None:
+    other = Codec(Bundle.open(tiny_hpcm_bundle))
+    with torch.no_grad():
+        _backend(other).model.get_parameter("g_s.branch.7.bias").fill_(float("nan"))
+    data = codec.compress(Picture(pixels=large_photo[:200, :600]), tile=512).data
+    with pytest.raises(NumericsError, match=r"^tile 0 .*: the synthesis gave pixels that are NaN"):
+        other.decompress(parse(data))
+
+
+def test_several_threads_may_share_a_codec(codec: Codec) -> None:
+    sizes = [(256, 256), (200, 500), (300, 257), (512, 256)]
+    pictures = [Picture(pixels=_picture(*size)) for size in sizes]
+    files = [codec.compress(picture).data for picture in pictures]
+    decoded = [codec.decompress(parse(data)).picture.pixels for data in files]
+
+    def both(number: int) -> tuple[bytes, NDArray[np.uint8]]:
+        which = number % len(sizes)
+        data = codec.compress(pictures[which]).data
+        return data, codec.decompress(parse(files[which])).picture.pixels
+
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        results = list(pool.map(both, range(2 * len(sizes))))
+    for number, (data, pixels) in enumerate(results):
+        assert data == files[number % len(sizes)]
+        np.testing.assert_array_equal(pixels, decoded[number % len(sizes)])
+
+
+def test_times_say_that_networks_are_in_the_walk(codec: Codec) -> None:
+    encoded = codec.compress(Picture(pixels=_picture(256, 256)))
+    assert list(encoded.stages) == ["convert", "transform", "context", "container"]
+    stages = decompress(encoded.data, find=lambda *_: codec).stages
+    assert list(stages) == ["container", "context", "transform", "convert"]
 
 
 @torch.no_grad()

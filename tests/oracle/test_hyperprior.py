@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lic.codec.models import ScaleHyperprior, bits, hyperprior_config
 from lic.codec.models.adapters import detect_architecture, hyperprior_from_state_dict
 from lic.codec.models.blocks import Activation
+from lic.codec.models.conditional import scale_indexes
 
 TOLERANCE = 1e-5
 
@@ -89,7 +90,7 @@ def test_scales_choose_the_same_tables(pair: Pair, scales: list[float] | None) -
     table = oracle.gaussian_conditional.scale_table
     assert torch.equal(mine.gaussian_conditional.scale_table, table)
     spread = torch.cat((torch.linspace(-1, 400, 200_001), table, torch.zeros(1)))
-    indexes = mine.indexes(spread) - mine.config.N
+    indexes = scale_indexes(spread, mine.levels)
     assert torch.equal(indexes.int(), oracle.gaussian_conditional.build_indexes(spread))
 
 

@@ -67,7 +67,7 @@ class Encoded:
     Attributes:
         data: the whole file.
         header: its HEAD.
-        stages: milliseconds of convert, transform, entropy and container.
+        stages: milliseconds of convert, transform, coding (see `Codec.coding_stage`) and container.
         notes: what the reader of the file should know, such as a lost bit depth.
     """
 
@@ -79,7 +79,10 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A decoded picture, and the milliseconds of container, entropy, transform and convert."""
+    """A decoded picture, and the milliseconds of container, coding, transform and convert.
+
+    Coding is called as `Codec.coding_stage` says, and "entropy" for lossless files.
+    """
 
     picture: Picture
     stages: dict[str, float]
@@ -175,6 +178,14 @@ class Codec:
         check_tile(tile, self._padding.multiple)
 
     @property
+    def coding_stage(self) -> str:
+        """What the time of the walk through the symbols is called in `stages`.
+
+        "entropy" is the coder alone, "context" the coder and the networks that select its tables.
+        """
+        return "context" if len(self.backend.steps.groups) > 1 else "entropy"
+
+    @property
     def _tiled(self) -> bool:
         return ARCHITECTURES[self.bundle.manifest.architecture].tiled
 
@@ -197,11 +208,10 @@ class Codec:
 
     def _encode_tile(self, place: Place, pixels: NDArray[np.uint8], stages: Stages) -> Tile:
         with stages.measure("convert"):
-            area = pixels[place.rows.outer, place.columns.outer]
-            x = to_network(area, self._padding, alone=area.shape == pixels.shape)
+            x = tile_to_network(pixels, place, self._padding)
         with stages.measure("transform"):
             state = self.backend.analyze(x)
-        with stages.measure("entropy"):
+        with stages.measure(self.coding_stage):
             writer = Writer(self._tables)
             _, crc = walk(self.backend.steps, state, writer)
             return Tile(index=place.index, symbols_crc=crc, streams=writer.finish())
@@ -212,7 +222,8 @@ class Codec:
         Raises:
             BitstreamError: the stream is damaged.
             LimitError: a tile is larger than this model's memory should be asked to hold.
-            NumericsError: the stream is intact but gave other symbols than the encoder's.
+            NumericsError: the stream is intact but gave other symbols than the encoder's, or the
+                network gave pixels that are not finite.
         """
         stages = Stages()
         self.check_sizes(file.header)
@@ -240,7 +251,7 @@ class Codec:
         seams = Seams(header.overlap)
         for place, tile in zip(places(header), tiles, strict=True):
             with naming(place, header):
-                with stages.measure("entropy"):
+                with stages.measure(self.coding_stage):
                     state = self.read_symbols(place, tile)
                 # Not before: a header can claim any size, the first tile's symbols cannot.
                 if place.index == 0:
@@ -269,14 +280,16 @@ class Codec:
         """
         height, width = self._padding.padded(place.height), self._padding.padded(place.width)
         blank = self.backend.blank(height, width)
+        reader = Reader(self._tables, tile.streams)
+        counted = _Counted(watch(reader))
         try:
-            reader = Reader(self._tables, tile.streams)
-            state, crc = walk(self.backend.steps, blank, watch(reader))
+            state, crc = walk(self.backend.steps, blank, counted)
             reader.finish()
         except BitstreamError as error:
             # The chunk's CRC was right. A decoder that selects other tables than the encoder
-            # loses track, and is rarely still on its feet when the stream ends.
-            if len(self.backend.steps.groups) > 1:
+            # loses track, and is rarely still on its feet when the stream ends. The first group's
+            # tables, though, are those of its channels, on every device.
+            if counted.groups and len(self.backend.steps.groups) > 1:
                 raise _other_symbols(str(error)) from None
             raise
         if crc != tile.symbols_crc:
@@ -289,11 +302,31 @@ class Codec:
         """Write what a tile makes final into the picture's pixels (H, W, C)."""
         with stages.measure("transform"):
             x_hat = self.backend.synthesize(state)
+            if not np.isfinite(x_hat).all():
+                raise NumericsError(
+                    "the synthesis gave pixels that are NaN or infinite; the network's weights or "
+                    "precision are at fault (half precision overflows like this)"
+                )
         with stages.measure("convert"):
             planes = from_network(x_hat, pixels.shape[2])
             planes = self._padding.crop(planes, place.height, place.width)
             area, final = seams.join(place, planes)
             pixels[area] = to_levels(final)
+
+
+class _Counted:
+    """A coder that passes everything through to another and counts the groups that came back."""
+
+    def __init__(self, coder: SymbolCoder) -> None:
+        self.groups = 0
+        self._coder = coder
+
+    def code(
+        self, symbols: NDArray[np.integer[Any]] | None, indexes: NDArray[np.integer[Any]]
+    ) -> NDArray[np.int16]:
+        known = self._coder.code(symbols, indexes)
+        self.groups += 1
+        return known
 
 
 @contextmanager
@@ -322,7 +355,16 @@ def to_network(
     """Return x (1, 3, H', W') in [0, 1] from pixels (H, W, C), padded; `alone`: no tile of many."""
     padded = padding.pad(pixels, alone=alone)
     planes = np.broadcast_to(padded.transpose(2, 0, 1), (3, *padded.shape[:2]))
-    return np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")[None]
+    # A product with 1 / 255 is another number for half of all levels than what models train on.
+    return np.divide(planes, np.float32(255), dtype=np.float32, order="C")[None]
+
+
+def tile_to_network(
+    pixels: NDArray[np.uint8], place: Place, padding: Padding
+) -> NDArray[np.float32]:
+    """Return x (1, 3, H', W') of a tile's coded area, padded, from a picture's pixels (H, W, C)."""
+    area = pixels[place.rows.outer, place.columns.outer]
+    return to_network(area, padding, alone=area.shape == pixels.shape)
 
 
 def from_network(x_hat: NDArray[np.float32], colour: int) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ import torch
 
 from lic.codec.errors import ConfigError
 from lic.codec.models import HPCM, HPCMConfig, bits, hpcm_config
+from lic.codec.models.conditional import scale_indexes
 from lic.codec.models.hpcm_config import SIZES
 
 SMALL = HPCMConfig(
@@ -194,9 +195,9 @@ def test_unknown_sizes_and_options_are_refused() -> None:
 
 def test_there_is_a_table_for_every_channel_of_z_and_every_level(model: HPCM) -> None:
     tables = model.tables()
-    assert len(tables) == 8 + 60
+    assert len(tables) == 8 + 60 + 1 == model.table_count
     scales = torch.tensor([-1.0, 0.0, 0.12, 0.1201, 63.0, 64.0, 1e9, float("nan")])
-    assert (model.indexes(scales) - 8).tolist() == [0, 0, 0, 1, 59, 59, 59, 59]
+    assert scale_indexes(scales, model.levels).tolist() == [0, 0, 0, 1, 59, 59, 59, 59]
 
 
 def test_tables_cost_what_the_likelihoods_promise(model: HPCM) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lic.codec.models.conditional import GeneralizedGaussian
+from lic.codec.models.conditional import GeneralizedGaussian, scale_indexes
 from lic.codec.models.hpcm import HPCM
 from lic.codec.models.hpcm_config import hpcm_config
 from lic.codec.tiling import Padding
@@ -91,7 +91,7 @@ def test_symbols_and_indexes_are_those_of_the_published_code(
         q = torch.round(model.select(step, y) - means)
         model.accept(step, progress, q + means)
         symbols.append(q.flatten())
-        indexes.append(model.indexes(scales).flatten() - model.config.N)
+        indexes.append(scale_indexes(scales, model.levels).flatten())
     np.testing.assert_array_equal(torch.cat(symbols).numpy(), arrays["y_symbols"])
     np.testing.assert_array_equal(torch.cat(indexes).numpy(), arrays["y_indexes"])
     y_hat = model.y_hat(progress)

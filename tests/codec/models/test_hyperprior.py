@@ -18,6 +18,7 @@ from lic.codec.models import (
     bits,
     hyperprior_config,
 )
+from lic.codec.models.conditional import scale_indexes
 
 MakeHyperprior = Callable[..., ScaleHyperprior]
 TABLE = "gaussian_conditional.scale_table"
@@ -146,14 +147,14 @@ def test_dictionaries_that_are_no_config_are_refused(options: dict[str, object])
 
 def test_z_has_a_table_per_channel_and_y_one_per_scale(model: ScaleHyperprior) -> None:
     tables = model.tables()
-    assert len(tables) == 8 + 64
+    assert len(tables) == 8 + 64 + 1
     bottleneck = model.entropy_bottleneck.tables()
     assert np.array_equal(tables.offset[:8], bottleneck.offset)
     assert np.array_equal(tables.cdf_length[:8], bottleneck.cdf_length)
-    assert (np.diff(tables.cdf_length[8:].astype(int)) >= 0).all(), "wider scales, fewer symbols"
+    assert (np.diff(tables.cdf_length[8:-1].astype(int)) >= 0).all(), "wider scales, fewer symbols"
     edges = torch.tensor([0.0, 0.11, 0.1101, 1.0, 256.0, 1e9])
     scales = model.get_buffer(TABLE)
-    indexes = model.indexes(edges)
+    indexes = _indexes(model, edges)
     assert indexes.dtype == torch.int64
     assert indexes[[0, 1, 2, 4, 5]].tolist() == [8, 8, 9, 71, 71]
     assert scales[indexes[3] - 9] < 1 <= scales[indexes[3] - 8]
@@ -178,7 +179,7 @@ def test_files_cost_what_the_likelihoods_say(model: ScaleHyperprior) -> None:
     with torch.no_grad():
         ideal = float(bits({"y": model.gaussian_conditional(symbols, scales).double()}))
     coded = symbols.numpy().astype(np.int16)[None]
-    indexes = model.indexes(scales).numpy().astype(np.uint16)[None]
+    indexes = _indexes(model, scales).numpy().astype(np.uint16)[None]
     streams = _write(model, coded, indexes)
     assert abs(8 * sum(map(len, streams)) / ideal - 1) < 0.002
     assert np.array_equal(Reader(model.tables(), streams).code(None, indexes), coded)
@@ -193,7 +194,7 @@ def test_scales_between_those_of_the_table_cost_little_more(model: ScaleHyperpri
     streams = _write(
         model,
         symbols.numpy().astype(np.int16)[None],
-        model.indexes(scales).numpy().astype(np.uint16)[None],
+        _indexes(model, scales).numpy().astype(np.uint16)[None],
     )
     assert abs(8 * sum(map(len, streams)) / ideal - 1) < 0.005
 
@@ -204,10 +205,10 @@ def test_another_scale_table_is_part_of_the_weights(model: ScaleHyperprior, leng
     other = copy.deepcopy(model)
     other.load_state_dict(state)
     assert torch.equal(other.state_dict()[TABLE], state[TABLE])
-    assert len(other.tables()) == 8 + length
-    assert int(other.indexes(torch.tensor(1e9))) == 8 + length - 1
+    assert len(other.tables()) == 8 + length + 1 == other.table_count
+    assert int(_indexes(other, torch.tensor(1e9))) == 8 + length - 1
     # The first model keeps its own.
-    assert len(model.tables()) == 8 + 64
+    assert len(model.tables()) == 8 + 64 + 1
 
 
 @pytest.mark.parametrize(
@@ -263,6 +264,11 @@ def _symbols(model: ScaleHyperprior, x: Tensor) -> tuple[Tensor, Tensor, Tensor]
     z = torch.round(model.hyper_analyze(y))
     scales, means = model.parameters_of(0, model.begin(z))
     return z, torch.round(model.select(0, y) - means), scales
+
+
+def _indexes(model: ScaleHyperprior, scales: torch.Tensor) -> torch.Tensor:
+    """Return the tables of scales that are rounded up, as CompressAI does."""
+    return model.config.N + scale_indexes(scales, model.levels)
 
 
 def _write(

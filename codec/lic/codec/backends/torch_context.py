@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lic.codec.backends.torch_device import memory_errors
+from lic.codec.errors import BitstreamError
 from lic.codec.latents import State, Steps, checked_symbols
 from lic.codec.models.context import ContextModel, Progress
 from lic.codec.models.graphs import CODABLE, UNCODABLE
+from lic.codec.models.nudges import NUDGES, Nudger, block_count
 
 
 @dataclass
@@ -28,7 +30,8 @@ class CodingState:
         y: (B, M, h, w), None when decoding.
         z: rounded symbols as floats, None when decoding.
         progress: of the model, from the moment that z is known.
-        means: of the step under way.
+        scales, means: of the step under way.
+        nudges: of the step under way, (b,) int64.
         symbols: of the step under way as floats, None when decoding.
     """
 
@@ -36,50 +39,95 @@ class CodingState:
     y: Tensor | None = None
     z: Tensor | None = None
     progress: Progress = None
+    scales: Tensor | None = None
     means: Tensor | None = None
+    nudges: Tensor | None = None
     symbols: Tensor | None = None
 
 
 class ContextSteps:
-    """Orders the latents of a model: z, then its steps. See `lic.codec.latents.Steps`."""
+    """Orders the latents of a model. See `lic.codec.latents.Steps`.
+
+    First z; then for each of the model's steps two groups, its nudges and its symbols.
+    """
 
     def __init__(self, model: ContextModel, device: torch.device) -> None:
-        self.groups: tuple[str, ...] = ("z", *model.steps)
+        self.groups: tuple[str, ...] = ("z", *(name for name in model.steps for _ in range(2)))
         self._model = model
         self._device = device
+        self._channels = int(model.config.N)
+        self._nudger = Nudger(model.levels)
+        self._nudges_table = np.uint16(model.table_count - 1)
 
     @torch.inference_mode()
     def propose(
         self, group: int, state: State
     ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
         """Return a group's symbols (None when decoding) and the indexes of their tables."""
-        if group == 0:
-            channels = np.arange(state.shape[1], dtype=np.uint16)[:, None, None]
-            symbols = None if state.z is None else _to_symbols(state.z, "z")
-            return symbols, np.broadcast_to(channels, state.shape)
-        step = group - 1
+        step, part = divmod(group - 1, 2)
         with _faithful(self._device):
-            scales, state.means = self._model.parameters_of(step, state.progress)
-            # Fewer bytes than int64 on their way from the device; indexes stay below 2^15.
-            indexes = self._model.indexes(scales).to(torch.int16)
-            if state.y is None:
-                return None, indexes.cpu().numpy().view(np.uint16)
+            if group == 0:
+                return self._propose_z(state)
+            return (self._propose_nudges, self._propose_y)[part](step, state)
+
+    def _propose_z(self, state: CodingState) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
+        channels = np.arange(self._channels, dtype=np.uint16)[:, None, None]
+        symbols = None if state.z is None else _to_symbols(state.z, "z")
+        return symbols, np.broadcast_to(channels, state.shape)
+
+    def _propose_nudges(
+        self, step: int, state: CodingState
+    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
+        state.scales, state.means = self._model.parameters_of(step, state.progress)
+        indexes = np.broadcast_to(self._nudges_table, (block_count(state.scales.numel()),))
+        if state.y is None:
+            return None, indexes
+        state.nudges = self._nudger.choose(state.scales)
+        return state.nudges.to(torch.int16).cpu().numpy(), indexes
+
+    def _propose_y(
+        self, step: int, state: CodingState
+    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
+        assert state.scales is not None and state.nudges is not None and state.means is not None
+        levels = self._nudger.levels(state.scales, state.nudges)
+        if state.y is not None:
             state.symbols = torch.round(self._model.select(step, state.y) - state.means)
-        symbols = _to_symbols(state.symbols, f"y, step {step}")
-        return symbols, indexes.cpu().numpy().view(np.uint16)
+        # Fewer bytes than int64 on their way from the device; indexes stay below 2^15.
+        indexes = (self._channels + levels).to(torch.int16).cpu().numpy().view(np.uint16)
+        if state.symbols is None:
+            return None, indexes
+        return _to_symbols(state.symbols, f"y, step {step}"), indexes
 
     @torch.inference_mode()
     def accept(self, group: int, state: State, symbols: NDArray[np.int16]) -> State:
-        """Return the state with a group's symbols known."""
-        known = state.z if group == 0 else state.symbols
-        if known is None:
-            known = torch.from_numpy(symbols).to(self._device).to(torch.float32)
+        """Return the state with a group's symbols known.
+
+        Raises:
+            BitstreamError: a nudge is none that an encoder writes.
+        """
+        step, part = divmod(group - 1, 2)
         with _faithful(self._device):
             if group == 0:
-                state.progress = self._model.begin(known)
+                state.progress = self._model.begin(self._known(state.z, symbols))
+            elif part == 0:
+                state.nudges = self._checked_nudges(symbols)
             else:
-                self._model.accept(group - 1, state.progress, known + state.means)
+                y_hat = self._known(state.symbols, symbols) + state.means
+                self._model.accept(step, state.progress, y_hat)
         return state
+
+    def _known(self, own: Tensor | None, symbols: NDArray[np.int16]) -> Tensor:
+        """Return symbols as floats: the encoder's own, which are on the device, or those read."""
+        if own is not None:
+            return own
+        return torch.from_numpy(symbols).to(self._device).to(torch.float32)
+
+    def _checked_nudges(self, symbols: NDArray[np.int16]) -> Tensor:
+        if symbols.size and not 0 <= symbols.min() <= symbols.max() < NUDGES:
+            raise BitstreamError(
+                f"a nudge is {symbols.min()} or {symbols.max()}, not 0 to {NUDGES - 1}"
+            )
+        return torch.from_numpy(symbols).to(self._device).long()
 
 
 class TorchContextBackend:

@@ -69,13 +69,19 @@ class ContextModel(nn.Module, ABC):
     def y_hat(self, progress: Progress) -> Tensor:
         """Return y_hat (B, M, h, w) after the last step."""
 
+    @property
     @abstractmethod
-    def indexes(self, scales: Tensor) -> Tensor:
-        """Return the numbers, in `tables()`, of the tables that scales ask for, as int64.
-
-        Channel c of z has table c.
-        """
+    def levels(self) -> Tensor:
+        """The scales (T,) that y has tables for, rising."""
 
     @abstractmethod
     def tables(self) -> Tables:
-        """Return the integer tables that a bundle freezes: those of z, then those of y."""
+        """Return the integer tables that a bundle freezes.
+
+        N for the channels of z, T for the levels of y, one for nudges (`lic.codec.models.nudges`).
+        """
+
+    @property
+    def table_count(self) -> int:
+        """How many tables `tables()` returns."""
+        return int(self.config.N) + len(self.levels) + 1

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from lic.codec.entropy import Tables, build_tables
 from lic.codec.errors import ConfigError
-from lic.codec.models import hierarchy
+from lic.codec.models import hierarchy, nudges
 from lic.codec.models.bmshj2018 import Output
-from lic.codec.models.conditional import GeneralizedGaussian, scale_indexes, scale_table
+from lic.codec.models.conditional import GeneralizedGaussian, scale_table
 from lic.codec.models.context import ContextModel
 from lic.codec.models.hierarchy import STEPS, fold, spread, up
 from lic.codec.models.hpcm_blocks import (
@@ -74,7 +74,7 @@ class HPCM(ContextModel):
     config: HPCMConfig
     means_hyper: nn.Parameter
     scales_hyper: nn.Parameter
-    levels: Tensor
+    _levels: Tensor
     s1_in_s2: Tensor
     s2_in_s3: Tensor
 
@@ -106,7 +106,7 @@ class HPCM(ContextModel):
         )
         self._init_context(config)
         self.register_buffer(
-            "levels", scale_table(SCALE_LOW, SCALE_HIGH, SCALE_LEVELS), persistent=False
+            "_levels", scale_table(SCALE_LOW, SCALE_HIGH, SCALE_LEVELS), persistent=False
         )
         self._init_patterns()
         # As fast on GPUs, and 1.5 times as fast on CPUs. Part of the model, not of an engine, so
@@ -185,7 +185,7 @@ class HPCM(ContextModel):
             # The hyper parameters as they are; no network takes part, and no attention follows.
             parameters = progress.context
         else:
-            self._takeupsample(step, progress)
+            self._take_up(step, progress)
             if place == 0:
                 self._refine(scale, progress)
             parameters = self._predict(step, progress)
@@ -202,7 +202,7 @@ class HPCM(ContextModel):
         """Return y_hat (B, M, h, w) after the last step."""
         return progress.y_hat
 
-    def _takeupsample(self, step: int, progress: Progress) -> None:
+    def _take_up(self, step: int, progress: Progress) -> None:
         """Bring the last step's parameters into the context: only now, as the last one's never are.
 
         Which is why the attention after step 10, computed upstream, does not exist here.
@@ -344,15 +344,16 @@ class HPCM(ContextModel):
             return torch.round(residuals)
         return residuals + torch.empty_like(residuals).uniform_(-0.5, 0.5)
 
-    def indexes(self, scales: Tensor) -> Tensor:
-        """Return the numbers of the tables that scales ask for, after the N tables of z."""
-        return self.config.N + scale_indexes(scales, self.levels)
+    @property
+    def levels(self) -> Tensor:
+        """The scales (60,) that y has tables for."""
+        return self._levels
 
     def tables(self) -> Tables:
-        """Return the integer tables that a bundle freezes: N of z, then one for each level."""
+        """Return the integer tables: N of z, one for each level of y, one for nudges."""
         rows_z, offsets_z = self.entropy_estimation.pmfs(self.scales_hyper.flatten())
         rows_y, offsets_y = self.entropy_estimation.pmfs(self.levels)
-        return build_tables([*rows_z, *rows_y], [*offsets_z, *offsets_y])
+        return build_tables([*rows_z, *rows_y, nudges.pmf()], [*offsets_z, *offsets_y, 0])
 
 
 def _transforms(config: HPCMConfig) -> tuple[nn.Module, nn.Module]:

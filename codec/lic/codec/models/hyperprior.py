@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lic.codec.entropy import Tables, build_tables
 from lic.codec.errors import ModelMismatchError
+from lic.codec.models import nudges
 from lic.codec.models.blocks import Activation, conv, deconv
 from lic.codec.models.bmshj2018 import (
     Output,
@@ -21,7 +22,7 @@ from lic.codec.models.bmshj2018 import (
     analysis_transform,
     synthesis_transform,
 )
-from lic.codec.models.conditional import GaussianConditional, scale_indexes, scale_table
+from lic.codec.models.conditional import GaussianConditional, scale_table
 from lic.codec.models.context import ContextModel
 from lic.codec.models.likelihood import EntropyBottleneck
 
@@ -134,19 +135,21 @@ class ScaleHyperprior(ContextModel):
         assert progress.y_hat is not None, "y_hat is known after the step only"
         return progress.y_hat
 
-    def indexes(self, scales: Tensor) -> Tensor:
-        """Return for each scale N plus the index of the smallest entry not below it, int64."""
-        return self.config.N + scale_indexes(scales, self.gaussian_conditional.scale_table)
+    @property
+    def levels(self) -> Tensor:
+        """The scales (T,) that y has tables for."""
+        return self.gaussian_conditional.scale_table
 
     def tables(self) -> Tables:
-        """Return N tables of z's channels, then T of the scale table's Gaussians.
+        """Return N tables of z's channels, T of the scale table's Gaussians, one for nudges.
 
         Raises:
             NumericsError: a channel of the bottleneck has parameters that are no numbers.
         """
         z_rows, z_offsets = self.entropy_bottleneck.pmfs()
-        y_rows, y_offsets = self.gaussian_conditional.pmfs(self.gaussian_conditional.scale_table)
-        return build_tables([*z_rows, *y_rows], [*z_offsets, *y_offsets])
+        y_rows, y_offsets = self.gaussian_conditional.pmfs(self.levels)
+        rows = [*z_rows, *y_rows, nudges.pmf()]
+        return build_tables(rows, [*z_offsets, *y_offsets, 0])
 
     def forward(self, x: Tensor) -> Output:
         """Code x (B, 3, H, W) of any size in theory: noise in training, rounding otherwise.
