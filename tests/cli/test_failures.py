@@ -419,6 +419,41 @@ def test_a_failed_write_leaves_the_old_file(
     assert left_behind(png.parent) == before
 
 
+def test_other_symbols_give_no_picture(
+    lic: Lic, tmp_path: Path, large_photo: Any, tiny_hpcm_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A decoder that computes other entropy parameters, as another device may."""
+    import torch
+
+    from lic.codec.backends import torch_backend
+
+    Image.fromarray(large_photo[:120, :300]).save(tmp_path / "a.png")
+    assert lic("compress", tmp_path / "a.png", "-m", tiny_hpcm_bundle).code == 0
+    real = torch_backend.load_model
+
+    def changed(*arguments: Any) -> Any:
+        model = real(*arguments)
+        with torch.no_grad():
+            model.get_parameter("h_s.branch.4.bias").add_(0.5)
+        return model
+
+    monkeypatch.setattr(torch_backend, "load_model", changed)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.png").write_bytes(b"old")
+    for name in ("new.png", "old.png"):
+        target = ("-o", out / name, "-f", "-m", tiny_hpcm_bundle)
+        done = lic("decompress", tmp_path / "a.lic", *target)
+        assert done.code == 5
+        assert "gave other symbols" in done.err and "other entropy parameters" in done.err
+    assert left_behind(out) == {"old.png"}
+    assert (out / "old.png").read_bytes() == b"old"
+    monkeypatch.undo()
+    assert lic("decompress", tmp_path / "a.lic", *target).code == 0
+    assert (out / "old.png").read_bytes() != b"old"
+
+
 def test_ctrl_c_in_the_middle_of_a_folder(tmp_path: Path) -> None:
     tree, out = tmp_path / "in", tmp_path / "out"
     tree.mkdir()

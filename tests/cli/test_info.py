@@ -161,6 +161,50 @@ def test_without_verbose_nothing_is_decoded(
     assert "bits" not in lic("info", coded).out
 
 
+def test_bits_of_a_model_that_is_named_by_its_path(
+    lic: Lic, picture: Path, tiny_bundle: Path, tiny_hpcm_bundle: Path
+) -> None:
+    coded = compressed(lic, picture, tiny_hpcm_bundle)
+    done = lic("info", "-v", coded, "-m", tiny_hpcm_bundle, "--json")
+    (values,) = objects(done.out)
+    assert done.code == 0 and values["warnings"] == []
+    assert list(values["bits"]) == ["z", "s1", "s2", "s3"]
+    (values,) = objects(lic("info", "-v", coded, "-m", tiny_bundle, "--json").out)
+    assert "bits" not in values and str(tiny_bundle) in values["warnings"][0]
+
+
+def test_bits_are_told_by_the_engine_that_was_asked_for(
+    lic: Lic, picture: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lic.codec.pipeline import Codec
+
+    coded = compressed(lic, picture, tiny_bundle)
+    used: list[tuple[str, str]] = []
+    real = Codec.check_sizes
+
+    def check_sizes(codec: Codec, header: Any) -> None:
+        used.append((codec.backend.name, codec.backend.device))
+        real(codec, header)
+
+    monkeypatch.setattr(Codec, "check_sizes", check_sizes)
+    for backend in ("onnx", "torch"):
+        assert lic("info", "-v", coded, "-m", tiny_bundle, "--backend", backend).code == 0
+    assert used == [("onnx", "cpu"), ("torch", "cpu")]
+    (values,) = objects(
+        lic("info", "-v", coded, "-m", tiny_bundle, "--device", "npu9", "--json").out
+    )
+    assert "npu9" in values["warnings"][0] and "bits" not in values
+
+
+def test_engines_change_nothing_unless_bits_are_asked_for(
+    lic: Lic, picture: Path, tiny_hpcm_bundle: Path
+) -> None:
+    coded = compressed(lic, picture, tiny_hpcm_bundle)
+    plain = lic("info", coded)
+    done = lic("info", coded, "-m", "none", "--backend", "none", "--device", "none")
+    assert (done.code, done.out, done.err) == (0, plain.out, "")
+
+
 def test_a_model_that_is_not_here_costs_a_warning_only(
     lic: Lic, picture: Path, tiny_hpcm_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

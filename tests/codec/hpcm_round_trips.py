@@ -21,6 +21,8 @@ from lic.codec import Picture
 from lic.codec.backends.torch_context import TorchContextBackend
 from lic.codec.bundle import Bundle
 from lic.codec.container import parse
+from lic.codec.entropy import Reader, Writer
+from lic.codec.latents import walk
 from lic.codec.models import (
     HPCM,
     ContextModel,
@@ -47,7 +49,12 @@ def _models() -> dict[str, ContextModel]:
         model.load_state_dict(reference_state(model), strict=False)
     kinds: tuple[Activation, ...] = ("gdn", "relu")
     for kind in kinds:
-        models[f"hyperprior {kind}"] = ScaleHyperprior(hyperprior_config("5", kind))
+        hyperprior = ScaleHyperprior(hyperprior_config("5", kind))
+        with torch.no_grad():
+            # Latents of many steps, and scales that suit them.
+            hyperprior.get_parameter("g_a.6.weight").mul_(1000)
+            hyperprior.get_parameter("h_s.4.bias").add_(2)
+        models[f"hyperprior {kind}"] = hyperprior
     return models
 
 
@@ -86,22 +93,27 @@ def _check_files(name: str, bundle: Bundle) -> None:
         decoded = codec.decompress(parse(encoded.data)).picture.pixels
         spent = time.perf_counter() - since
         y_hat = watched.take()
+        x = to_network(pixels, bundle.manifest.padding)
+        writer = Writer(bundle.tables)
+        state, _ = walk(backend.steps, backend.analyze(x), writer)
         with torch.no_grad():
-            backend.model(torch.from_numpy(to_network(pixels, bundle.manifest.padding)))
+            backend.model(torch.from_numpy(x))
         forward = watched.take()
-        assert torch.equal(y_hat, forward), f"{name} {height}x{width}: y_hat is not the forward's"
+        where = f"{name} {height}x{width}x{channels}"
+        # The file is that of this very walk, so its y_hat is what the file's encoder had.
+        assert parse(encoded.data).tiles[0].streams == writer.finish(), f"{where}: another file"
+        encoder = backend.model.y_hat(state.progress)
+        assert torch.equal(y_hat, encoder), f"{where}: y_hat is not the encoder's"
+        assert torch.equal(y_hat, forward), f"{where}: y_hat is not the forward's"
         assert decoded.shape == pixels.shape
         sys.stdout.write(
             f"{name:20} {height}x{width}x{channels}: {len(encoded.data)} bytes, y_hat equal, "
-            f"{len(torch.unique(torch.round(y_hat)))} values, {spent:.1f} s\n"
+            f"{y_hat.min():.0f} to {y_hat.max():.0f}, {spent:.1f} s\n"
         )
         sys.stdout.flush()
 
 
 def _check_batch(name: str, model: ContextModel) -> None:
-    from lic.codec.entropy import Reader, Writer
-    from lic.codec.latents import walk
-
     backend = TorchContextBackend(model, torch.device("cpu"))
     watched = _Watched(model)
     pictures = [_picture(model.stride, 2 * model.stride, 3, seed) for seed in range(3)]

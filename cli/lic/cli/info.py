@@ -23,15 +23,19 @@ ANY_SIZE = Limits(max_pixels=0)
 
 def info(
     files: Files,
+    model: options.ModelName = None,
+    backend: options.BackendOption = "auto",
+    device: options.Device = "cpu",
     as_json: options.AsJson = False,
     verbose: options.Verbose = 0,
 ) -> None:
     """Show what .lic files hold, without decoding them; -v lists the chunks.
 
-    With -v and the model at hand symbols are decoded, too, and their bits told by part.
+    With -v and the model at hand symbols are decoded, too, and their bits told by part. Only then
+    do --model, --backend and --device count: some files decode on their encoder's device only.
     """
     out = Output(verbose, as_json)
-    measure = _meter() if verbose else None
+    measure = _meter(model, backend=backend, device=device) if verbose else None
     _each(files, out, lambda job: _describe(job, out, measure))
 
 
@@ -94,7 +98,7 @@ def _each(files: list[str], out: Output, act: Callable[[batch.Job], None]) -> No
     raise typer.Exit(int(code))
 
 
-def _meter() -> Callable[[LicFile], dict[str, float]]:
+def _meter(model: str | None, **engine: Any) -> Callable[[LicFile], dict[str, float]]:
     """Return the function that gives a file's bits by part; it opens each model once."""
 
     @lru_cache(maxsize=4)
@@ -102,7 +106,7 @@ def _meter() -> Callable[[LicFile], dict[str, float]]:
         from lic.codec.library import for_fingerprint
         from lic.codec.pipeline import Codec
 
-        return Codec(for_fingerprint(fingerprint, hint))
+        return Codec(for_fingerprint(fingerprint, hint, model=model), **engine)
 
     def measure(file: LicFile) -> dict[str, float]:
         from lic.codec.inspection import bits_by_part
