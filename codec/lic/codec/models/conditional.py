@@ -16,11 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lic.codec.errors import NumericsError
 from lic.codec.models.blocks import LowerBound
-
-LIKELIHOOD_BOUND = 1e-9
-# What a table leaves to the escape on both sides together, before the tables' own pruning.
-TAIL_MASS = 1e-9
+from lic.codec.models.likelihood import LIKELIHOOD_BOUND, TAIL_MASS, WIDEST
 
 
 def scale_table(low: float, high: float, levels: int) -> Tensor:
@@ -63,10 +61,18 @@ class Conditional(nn.Module, ABC):
 
     @torch.no_grad()
     def pmfs(self, scales: Tensor) -> tuple[list[NDArray[np.float64]], list[int]]:
-        """Return for scales (T,) the masses of residuals (the escape's last), and the first one."""
+        """Return for scales (T,) the masses of residuals (the escape's last), and the first one.
+
+        Raises:
+            NumericsError: a scale is NaN or infinite.
+        """
+        if not bool(torch.isfinite(scales).all()):
+            number = int((~torch.isfinite(scales)).nonzero()[0, 0])
+            raise NumericsError(f"scale {number} of {len(scales)} is {float(scales[number])}")
         rows, offsets = [], []
+        tail = self.tail(TAIL_MASS / 2)
         for scale in self.bounded(scales).cpu().double():
-            reach = max(1, math.ceil(float(scale) * self.tail(TAIL_MASS / 2)))
+            reach = min(max(1, math.ceil(float(scale) * tail)), WIDEST)
             values = torch.arange(reach + 1, dtype=torch.float64)
             half = self.mass(values, scale.expand_as(values)).numpy()
             row = np.concatenate((half[:0:-1], half))

@@ -16,10 +16,11 @@ from lic.codec.entropy import Tables, build_tables
 from lic.codec.errors import NumericsError
 from lic.codec.models.blocks import LowerBound
 
+# What a table leaves to the escape on both sides together, before the tables' own pruning.
 TAIL_MASS = 1e-9
 LIKELIHOOD_BOUND = 1e-9
-# Steps to either side of the median; tables keep 255, and memory grows with the widest channel.
-_WIDEST = 2**12
+# Steps to either side of the centre; tables keep 255, and memory grows with the widest density.
+WIDEST = 2**12
 
 
 class EntropyBottleneck(nn.Module):
@@ -165,8 +166,8 @@ class EntropyBottleneck(nn.Module):
         self._check_finite()
         quantiles = self.quantiles[:, 0].double()
         medians = quantiles[:, 1]
-        minima = torch.ceil(medians - quantiles[:, 0]).clamp(0, _WIDEST).int()
-        maxima = torch.ceil(quantiles[:, 2] - medians).clamp(0, _WIDEST).int()
+        minima = torch.ceil(medians - quantiles[:, 0]).clamp(0, WIDEST).int()
+        maxima = torch.ceil(quantiles[:, 2] - medians).clamp(0, WIDEST).int()
         longest = int((minima + maxima).max()) + 1
         samples = torch.arange(longest, dtype=torch.float64, device=quantiles.device)
         starts = medians - minima
