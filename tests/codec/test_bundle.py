@@ -303,6 +303,16 @@ def test_what_is_no_safetensors_file_is_refused(data: bytes) -> None:
         safetensors_index(data)
 
 
+def test_onnx_runtime_needs_the_files_of_both_directions(
+    tiny_bundle: Path, tiny_hpcm_bundle: Path
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    assert bundle.has_graphs and not Bundle.open(tiny_hpcm_bundle).has_graphs
+    for name in (ENCODER, DECODER):
+        files = {k: v for k, v in bundle.manifest.files.items() if k != name}
+        assert not Bundle(bundle.path, replace(bundle.manifest, files=files)).has_graphs
+
+
 # The fingerprint.
 
 

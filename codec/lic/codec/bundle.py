@@ -247,6 +247,11 @@ class Bundle:
         return self.path.is_relative_to(EMBEDDED)
 
     @property
+    def has_graphs(self) -> bool:
+        """Whether ONNX Runtime can run it, in both directions."""
+        return {ENCODER, DECODER} <= self.manifest.files.keys()
+
+    @property
     def label(self) -> str:
         """Family name and rate point, for people."""
         return f"{self.manifest.name} q{self.manifest.rate_point}"

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from lic.codec.backends.base import Backend
-from lic.codec.bundle import DECODER, ENCODER, Bundle
+from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError
 
 BackendName = Literal["auto", "onnx", "torch"]
@@ -36,10 +36,9 @@ def open_backend(
     """
     if name not in BACKENDS:
         raise ConfigError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
-    graphs = ENCODER in bundle.manifest.files and DECODER in bundle.manifest.files
     if name == "auto":
         torch_on_gpu = device.startswith("cuda") and find_spec("torch")
-        name = "torch" if torch_on_gpu or not graphs else "onnx"
+        name = "torch" if torch_on_gpu or not bundle.has_graphs else "onnx"
     packages, extra = _NEEDS[name]
     for package in packages:
         if find_spec(package) is None:
@@ -51,7 +50,7 @@ def open_backend(
         from lic.codec.backends.torch_backend import open_torch_backend
 
         return open_torch_backend(bundle, device=device, threads=threads, precision=precision)
-    if not graphs:
+    if not bundle.has_graphs:
         raise ConfigError(f"{bundle.label} has no graphs for ONNX Runtime; take backend 'torch'")
     if precision != "float32":
         raise ConfigError(f"precision {precision!r} needs backend 'torch'; graphs have their own")

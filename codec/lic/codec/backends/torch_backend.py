@@ -8,15 +8,18 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load
+from torch import Tensor
 
 from lic.codec.backends.base import Backend, FactorizedBackend
 from lic.codec.backends.torch_context import TorchContextBackend
 from lic.codec.backends.torch_device import memory_errors, torch_device
-from lic.codec.bundle import WEIGHTS, Bundle
+from lic.codec.bundle import MANIFEST, TABLES, WEIGHTS, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models import MODELS, ContextModel, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
+from lic.codec.models.parameter_counts import check_size
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -24,16 +27,52 @@ Precision = Literal["float32", "bfloat16"]
 def load_model(bundle: Bundle) -> FactorizedPrior | ContextModel:
     """Return a bundle's model in float32, ready to evaluate.
 
+    Memory: twice the model's weights.
+
     Raises:
-        ModelMismatchError: unknown architecture, or weights that do not fit it.
+        ModelMismatchError: weights that cannot be read or do not fit the config, a config that
+            cannot work, or another stride than the model's.
     """
     manifest = bundle.manifest
-    model = MODELS[manifest.architecture].from_dict(manifest.config)
+    weights = _read_weights(bundle)
+    where = bundle.path / WEIGHTS
     try:
-        model.load_state_dict(load(bundle.read(WEIGHTS)))
+        check_size(manifest.architecture, manifest.config, weights, str(where))
+        model = MODELS[manifest.architecture].from_dict(manifest.config)
+    except ConfigError as error:
+        raise ModelMismatchError(f"{bundle.path / MANIFEST}: config of {error}") from None
+    if manifest.stride != model.stride:
+        raise ModelMismatchError(
+            f"{bundle.path / MANIFEST}: stride is {manifest.stride}; this {model.name} takes "
+            f"pictures in multiples of {model.stride}"
+        )
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ModelMismatchError(f"{bundle.path / WEIGHTS}: {error}") from None
+        raise ModelMismatchError(f"{where}: {error}") from None
     return model.eval()
+
+
+def _read_weights(bundle: Bundle) -> dict[str, Tensor]:
+    """Return the tensors of a bundle's weights; the file's own bytes are gone by then."""
+    data = bundle.read(WEIGHTS)
+    # The package holds every tensor's size against its bytes, and knows dtypes that torch does not.
+    try:
+        return load(data)
+    except (SafetensorError, KeyError) as error:
+        raise ModelMismatchError(
+            f"{bundle.path / WEIGHTS}: not a safetensors file ({error})"
+        ) from None
+
+
+def _check_tables(bundle: Bundle, model: FactorizedPrior | ContextModel) -> None:
+    found = len(bundle.tables)
+    wanted = model.table_count if isinstance(model, ContextModel) else model.config.M
+    if found != wanted:
+        raise ModelMismatchError(
+            f"{bundle.path / TABLES}: holds {found} entropy tables; this {model.name} needs "
+            f"{wanted}"
+        )
 
 
 def open_torch_backend(
@@ -58,6 +97,7 @@ def open_torch_backend(
     if threads:
         torch.set_num_threads(threads)
     model = load_model(bundle)
+    _check_tables(bundle, model)
     if isinstance(model, ContextModel):
         return TorchContextBackend(model, place, half=precision == "bfloat16")
     if precision != "float32":
