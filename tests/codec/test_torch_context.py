@@ -1,5 +1,7 @@
 """Models with a context on torch: what is decoded is what the model's forward pass computes."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -222,30 +224,50 @@ def test_bfloat16_changes_the_transforms_only(backend: TorchContextBackend) -> N
     assert 0 < np.abs(x_hat - rough).mean() < 0.02
 
 
-def test_settings_of_cuda_hold_while_any_thread_needs_them() -> None:
-    """They are those of the process, with or without a device."""
-    settings = torch_context._float32
-    wanted = (False, False, False, True)
+@pytest.mark.parametrize("named", [True, False])
+def test_settings_of_cuda_hold_while_any_thread_needs_them(
+    named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of the process, with or without a device; older torch has other names."""
+    settings = torch_context._Float32()
+    if named and not settings._named():
+        pytest.skip("this torch does not name precisions")
+    monkeypatch.setattr(torch_context._Float32, "_named", lambda _: named)
+    loose = ("tf32", "tf32", True, False) if named else (True, True, True, False)
+    exact = ("ieee", "ieee", False, True) if named else (False, False, False, True)
     before = settings._settings()
-    settings._set(True, True, True, False)
-    try:
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
         with settings:
-            with settings:
-                assert settings._settings() == wanted
-            assert settings._settings() == wanted
-        assert settings._settings() == (True, True, True, False)
+            inside.set()
+            leave.wait(10)
+
+    settings._set(*loose)
+    try:
+        thread = threading.Thread(target=other)
+        with settings:
+            thread.start()
+            inside.wait(10)
+            assert settings._settings() == exact
+        # The first has left, the other is still at work.
+        assert settings._settings() == exact
+        leave.set()
+        thread.join()
+        assert settings._settings() == loose
     finally:
+        leave.set()
         settings._set(*before)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_decodes_its_own_files_and_leaves_settings_alone() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    before = torch_context._float32._settings()
     cuda = TorchContextBackend(_build("hpcm-tiny"), torch.device("cuda"))
     x = _pictures(512, 768)
     streams, crc, coded = _encode(cuda, x)
     decoded, decoded_crc, _ = _decode(cuda, streams, x.shape)
     assert crc == decoded_crc
     assert torch.equal(coded, decoded)
-    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    assert torch_context._float32._settings() == before

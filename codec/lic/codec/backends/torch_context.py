@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,13 +156,12 @@ class TorchContextBackend:
     @torch.inference_mode()
     def analyze(self, x: NDArray[np.float32]) -> State:
         """Return the state with y and z of x (B, 3, H, W) in [0, 1]."""
-        with memory_errors():
+        with _faithful(self._device):
             image = torch.from_numpy(x).to(self._device)
             with self._transform_precision():
                 y = self.model.analyze(image)
             y = y.to(torch.float32)
-            with _faithful(self._device):
-                z = torch.round(self.model.hyper_analyze(y))
+            z = torch.round(self.model.hyper_analyze(y))
             return CodingState(shape=tuple(z.shape), y=y, z=z)
 
     def blank(self, height: int, width: int) -> State:
@@ -171,7 +171,7 @@ class TorchContextBackend:
     @torch.inference_mode()
     def synthesize(self, state: State) -> NDArray[np.float32]:
         """Return x_hat (B, 3, H, W) in [0, 1] from the state after the walk."""
-        with memory_errors(), self._transform_precision():
+        with _faithful(self._device), self._transform_precision():
             x_hat = self.model.synthesize(self.model.y_hat(state.progress))
             pixels: NDArray[np.float32] = x_hat.to(torch.float32).clamp(0, 1).cpu().numpy()
         return pixels
@@ -186,6 +186,10 @@ def _to_symbols(values: Tensor, name: str) -> NDArray[np.int16]:
     return checked_symbols(symbols.cpu().numpy(), name)
 
 
+# Precision of matrix products and of convolutions, and cuDNN's benchmark and deterministic.
+_Settings = tuple[Any, Any, bool, bool]
+
+
 class _Float32:
     """Keeps CUDA to plain float32 and to one choice of kernels while anyone is inside.
 
@@ -196,13 +200,14 @@ class _Float32:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._before: tuple[bool, bool, bool, bool] = (False, False, False, False)
+        self._before: _Settings = (False, False, False, False)
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
                 self._before = self._settings()
-                self._set(False, False, False, True)
+                exact = "ieee" if self._named() else False
+                self._set(exact, exact, False, True)
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -212,17 +217,29 @@ class _Float32:
                 self._set(*self._before)
 
     @staticmethod
-    def _settings() -> tuple[bool, bool, bool, bool]:
-        cudnn = torch.backends.cudnn
-        matmul = torch.backends.cuda.matmul.allow_tf32
-        return matmul, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    def _named() -> bool:
+        """Return whether this torch names precisions; there, asking the older way may raise."""
+        return hasattr(torch.backends.cudnn, "conv")
 
-    @staticmethod
-    def _set(matmul_tf32: bool, tf32: bool, benchmark: bool, deterministic: bool) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
-        torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cudnn.benchmark = benchmark
-        torch.backends.cudnn.deterministic = deterministic
+    def _settings(self) -> _Settings:
+        cudnn: Any = torch.backends.cudnn
+        matmul = torch.backends.cuda.matmul
+        if self._named():
+            precisions = matmul.fp32_precision, cudnn.conv.fp32_precision
+        else:
+            precisions = matmul.allow_tf32, cudnn.allow_tf32
+        return *precisions, cudnn.benchmark, cudnn.deterministic
+
+    def _set(self, matmul: Any, conv: Any, benchmark: bool, deterministic: bool) -> None:
+        cudnn: Any = torch.backends.cudnn
+        if self._named():
+            torch.backends.cuda.matmul.fp32_precision = matmul
+            cudnn.conv.fp32_precision = conv
+        else:
+            torch.backends.cuda.matmul.allow_tf32 = matmul
+            cudnn.allow_tf32 = conv
+        cudnn.benchmark = benchmark
+        cudnn.deterministic = deterministic
 
 
 _float32 = _Float32()
@@ -230,6 +247,6 @@ _float32 = _Float32()
 
 @contextlib.contextmanager
 def _faithful(device: torch.device) -> Iterator[None]:
-    """Surround what selects tables, so that it gives the same numbers every time."""
+    """Surround networks, so that they give the same numbers every time."""
     with memory_errors(), _float32 if device.type == "cuda" else contextlib.nullcontext():
         yield
