@@ -46,7 +46,9 @@ class Backend(Protocol):
 
 
 OUT_OF_MEMORY = re.compile(
-    "bad_alloc|bad allocation|can't allocate|allocate memory|out of memory", re.IGNORECASE
+    # The last is how cuBLAS and cuDNN say it.
+    "bad_alloc|bad allocation|can't allocate|allocate memory|out of memory|ALLOC_FAILED",
+    re.IGNORECASE,
 )
 
 

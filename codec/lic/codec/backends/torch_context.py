@@ -145,7 +145,8 @@ class TorchContextBackend:
     def __init__(self, model: ContextModel, device: torch.device, *, half: bool = False) -> None:
         self.notes: tuple[str, ...] = ()
         self.device = str(device)
-        self.model = model.to(device).eval().requires_grad_(False)
+        with memory_errors():
+            self.model = model.to(device).eval().requires_grad_(False)
         self.steps: Steps = ContextSteps(self.model, device)
         self._device = device
         self._half = half
