@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm round-trips soak clean
+.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm memory-hpcm round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -35,14 +35,20 @@ benchmark-entropy: $(VENV)/.runtime
 	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400
 
 # HPCM Base and Large with the reference run's weights, which stand in for published ones: parts,
-# share of everything that is no network, multiply-accumulates per pixel.
+# share of everything that is no network, multiply-accumulates per pixel. On a GPU, for instance:
+# make benchmark-hpcm PICTURES=/path/to/kodak/*.png SPLIT="--device cuda --decode-on cpu"
+PICTURES ?= samples/kodim23.png
 benchmark-hpcm: $(VENV)/.dev
 	for size in base large; do \
 	    $(BIN)/python -m tests.golden.hpcm_reference $$size runs/hpcm-$$size.pth.tar && \
 	    $(BIN)/lic models import runs/hpcm-$$size.pth.tar --arch hpcm-$$size --lmbda 0.013 \
 	        -o runs/hpcm-$$size --force && \
-	    $(BIN)/python -m lic.codec.benchmark.split runs/hpcm-$$size samples/kodim23.png || exit 1; \
+	    $(BIN)/python -m lic.codec.benchmark.split runs/hpcm-$$size $(PICTURES) $(SPLIT) || exit 1; \
 	done
+
+# Peak memory of HPCM Base on pictures of 3 and 13 megapixels; SIZES=--large for 50, and half an hour.
+memory-hpcm: $(VENV)/.dev
+	$(BIN)/python -m tests.codec.hpcm_memory $(SIZES)
 
 # Every size of HPCM at every awkward size of picture; minutes, so not part of the tests.
 round-trips: $(VENV)/.dev

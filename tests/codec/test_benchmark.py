@@ -1,21 +1,28 @@
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic.codec.benchmark import classic, evaluate
+from lic.codec import tiling
+from lic.codec.benchmark import classic, evaluate, split
 from lic.codec.benchmark.classic import fits, jpeg_curve, nearest_size, rate_at
 from lic.codec.benchmark.evaluate import Row, find_pictures, read_plain, summarise
 from lic.codec.bundle import Bundle
 from lic.codec.container import LicFile
-from lic.codec.errors import ImageError, NumericsError
-from lic.codec.image_io import orient
+from lic.codec.entropy import Reader, Writer
+from lic.codec.errors import ConfigError, ImageError, NumericsError
+from lic.codec.image_io import Picture, orient
 from lic.codec.metrics import psnr
-from lic.codec.pipeline import Codec, Decoded
+from lic.codec.models import HPCM, bits, hpcm_config
+from lic.codec.pipeline import Codec, Decoded, to_network
+from lic.codec.tiling import places
 
 Pixels = NDArray[np.uint8]
 ROW = Row(
@@ -173,3 +180,173 @@ def test_there_is_no_curve_where_jpeg_cannot_hold_a_picture(photo: Pixels) -> No
     curve = jpeg_curve([photo, np.zeros((1, 65501, 1), np.uint8)])
     assert curve == []
     assert rate_at(curve, 30.0) is None
+
+
+@torch.inference_mode()
+def test_an_estimate_is_that_of_the_files_tiles(
+    tiny_hpcm_bundle: Path, tiny_hpcm: HPCM, large_photo: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large picture in one piece it would be of another coding, in unbounded memory."""
+    monkeypatch.setattr(tiling, "TILE_PIXELS", 512 * 512)
+    bundle = Bundle.open(tiny_hpcm_bundle)
+    header = Codec(bundle).compress(Picture(pixels=large_photo)).header
+    assert header.tile_count > 1
+    seen: list[int] = []
+    forward = HPCM.forward
+
+    def watched(model: HPCM, x: torch.Tensor) -> Any:
+        seen.append(x.shape[2] * x.shape[3])
+        return forward(model, x)
+
+    monkeypatch.setattr(HPCM, "forward", watched)
+    estimate = evaluate._estimator(bundle, "cpu")
+    assert estimate is not None
+    found = estimate(large_photo, header)
+    assert len(seen) == header.tile_count and max(seen) <= 512 * 512
+    expected = 0.0
+    for place in places(header):
+        area = large_photo[place.rows.outer, place.columns.outer]
+        x = torch.from_numpy(to_network(area, bundle.manifest.padding, alone=False))
+        expected += float(bits(tiny_hpcm(x).likelihoods))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_picture_in_tiles_has_the_estimate_of_its_file(
+    tiny_hpcm_bundle: Path, large_photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is off by as much as that of one piece: this model was not trained."""
+    Image.fromarray(large_photo).save(tmp_path / "a.png")
+    bundle = Bundle.open(tiny_hpcm_bundle)
+    rows: list[Row] = []
+    for most in (2048 * 2048, 512 * 512):
+        monkeypatch.setattr(tiling, "TILE_PIXELS", most)
+        rows += evaluate.evaluate(bundle, [tmp_path / "a.png"], ["torch"], repeats=1)
+    estimates = [row.estimated_bpp or 0.0 for row in rows]
+    assert estimates[1] / rows[1].bpp == pytest.approx(estimates[0] / rows[0].bpp, rel=0.01)
+    assert estimates[1] != pytest.approx(estimates[0], rel=0.01)
+    assert "context" in rows[1].decode["torch"] and "entropy" not in rows[1].decode["torch"]
+
+
+def test_estimates_are_computed_on_the_device(tiny_bundle: Path, picture: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(ConfigError, match="npu9"):
+        evaluate._estimator(bundle, "npu9")
+    # A device that only ONNX Runtime knows is none of torch's business.
+    device = "CPUExecutionProvider"
+    (row,) = evaluate.evaluate(bundle, [picture], ["onnx"], device=device, repeats=1)
+    assert row.estimated_bpp is not None
+
+
+@pytest.mark.gpu
+def test_estimates_on_cuda_are_those_on_the_cpu(
+    tiny_hpcm_bundle: Path, large_photo: Pixels
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    bundle = Bundle.open(tiny_hpcm_bundle)
+    header = Codec(bundle).compress(Picture(pixels=large_photo)).header
+    found = []
+    for device in ("cpu", "cuda"):
+        estimate = evaluate._estimator(bundle, device)
+        assert estimate is not None
+        found.append(estimate(large_photo, header))
+    assert found[1] == pytest.approx(found[0], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("size", "published", "total"),
+    [("base", 918.56, 911.84), ("large", 1261.32, 1254.60), ("phi", 872.79, 872.79)],
+)
+def test_multiply_accumulates_are_those_published(
+    size: str, published: float, total: float
+) -> None:
+    """Less the attention after the last step, which upstream computes for nobody."""
+    with torch.device("meta"):
+        model = HPCM(hpcm_config(size)).requires_grad_(False)
+    found = split.kmac_per_pixel(model)
+    assert (found["published"], found["total"]) == (published, total)
+    parts = sum(value for name, value in found.items() if name not in ("published", "total"))
+    assert parts == pytest.approx(total, abs=0.1)
+
+
+def test_a_split_adds_up_and_leaves_no_hooks(
+    tiny_hpcm_bundle: Path, large_photo: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("code", "finish")
+    calls = [(kind, name, getattr(kind, name)) for kind in (Reader, Writer) for name in names]
+    models: list[Any] = []
+    count = split.kmac_per_pixel
+
+    def kept(model: Any) -> dict[str, float]:
+        models.append(model)
+        return count(model)
+
+    monkeypatch.setattr(split, "kmac_per_pixel", kept)
+    picture = Picture(pixels=np.ascontiguousarray(large_photo[:200, :300]))
+    (report,) = split.measure(Bundle.open(tiny_hpcm_bundle), [picture], 1)
+    assert (report.width, report.height, report.crossing) == (300, 200, None)
+    for direction in (report.compress, report.decompress):
+        spent = sum(direction.networks.values()) + direction.other
+        assert spent == pytest.approx(direction.wall, abs=0.01)
+        assert 0 < direction.entropy < direction.other
+        assert direction.share == pytest.approx(100 * direction.other / direction.wall, abs=0.01)
+        assert 0 < direction.share < 100
+        assert direction.mpx_per_s == pytest.approx(60 / direction.wall, rel=0.01)
+        assert set(direction.networks) <= set(report.kmac_per_pixel) - {"total", "published"}
+    assert {"g_a", "h_a"} <= set(report.compress.networks)
+    assert not {"g_a", "h_a"} & set(report.decompress.networks)
+    (model,) = models
+    for module in model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert [getattr(kind, name) for kind, name, _ in calls] == [call for _, _, call in calls]
+
+
+def test_only_a_model_with_a_context_can_be_split(tiny_bundle: Path, photo: Pixels) -> None:
+    with pytest.raises(ConfigError, match="tiny-relu q1 is no model with a context"):
+        list(split.measure(Bundle.open(tiny_bundle), [Picture(pixels=photo)], 1))
+
+
+@pytest.fixture
+def split_arguments(tiny_hpcm_bundle: Path, tmp_path: Path, large_photo: Pixels) -> list[str]:
+    """Of the command: a bundle and two pictures, which are not stored losslessly."""
+    paths = [tmp_path / "one.png", tmp_path / "two.png"]
+    for number, path in enumerate(paths):
+        Image.fromarray(large_photo[: 100 + 30 * number, :120]).save(path)
+    return [str(tiny_hpcm_bundle), *map(str, paths), "--repeat", "1"]
+
+
+def test_splits_are_objects_and_other_devices_are_counted(
+    split_arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    split.main([*split_arguments, "--json", "--precision", "bfloat16", "--decode-on", "cpu"])
+    captured = capsys.readouterr()
+    one, two = (json.loads(line) for line in captured.out.splitlines())
+    assert (one["picture"], one["height"], two["picture"]) == ("one.png", 100, "two.png")
+    assert (one["precision"], one["device"]) == ("bfloat16", "cpu")
+    assert one["crossing"] == {"device": "cpu", "error": None}
+    assert captured.err == "2 of 2 files of cpu decode on cpu\n"
+
+
+def test_a_device_that_gets_other_symbols_is_told_and_counted(
+    split_arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[Codec] = []
+    real = Codec.__init__
+
+    def init(codec: Codec, *arguments: Any, **options: Any) -> None:
+        real(codec, *arguments, **options)
+        opened.append(codec)
+        if len(opened) == 2:
+            with torch.no_grad():
+                codec.backend.model.get_parameter("h_s.branch.4.bias").add_(0.5)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Codec, "__init__", init)
+    split.main([*split_arguments, "--decode-on", "cpu"])
+    assert len(opened) == 2
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if line.startswith(("one.png on cpu: ", "two.png on cpu: "))]
+    assert len(said) == 2 and all("NumericsError: the stream is intact" in line for line in said)
+    assert lines[-1] == "0 of 2 files of cpu decode on cpu"
+    assert sum("Mpx/s" in line for line in lines) == 2

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lic.codec.bundle import Bundle
-from lic.codec.container import parse
+from lic.codec.container import Header, parse
 from lic.codec.errors import ImageError, NumericsError
 from lic.codec.image_io import (
     READABLE_SUFFIXES,
@@ -24,8 +24,10 @@ from lic.codec.image_io import (
     upright,
 )
 from lic.codec.metrics import bpp, ms_ssim, psnr
-from lic.codec.pipeline import Codec, Decoded, Encoded, to_network
+from lic.codec.pipeline import Codec, Decoded, Encoded, tile_to_network, to_network
+from lic.codec.tiling import places
 
+Estimate = Callable[[NDArray[np.uint8], Header], float]
 # What a file may exceed its likelihood estimate by: headers and checksums, beyond half a percent.
 ALLOWED_BYTES = 80
 
@@ -38,7 +40,8 @@ class Row:
         picture: file name.
         size: bytes of the whole file that the first backend wrote.
         bpp: the same in bits per pixel.
-        estimated_bpp: from the model's likelihoods in torch; None where torch is missing.
+        estimated_bpp: from the model's likelihoods in torch, over the file's tiles; None where
+            torch is missing.
         psnr, ms_ssim: of that file decoded; None where no backend could decode it.
         same_symbols: every backend's file decoded on every backend with the encoder's symbols.
         failures: what was said where one did not.
@@ -115,13 +118,13 @@ def evaluate(
 
     A decoder that gets other symbols than the encoder's is a finding, told in the picture's row.
     Times are medians of `repeats` after one run that does not count. `progress` is called after
-    every picture.
+    every picture. Estimates are computed on `device` too, unless only ONNX Runtime is to use it.
     """
     codecs = {
         name: Codec(bundle, backend=name, device=device, threads=threads, precision=precision)
         for name in backends
     }
-    estimate = _estimator(bundle)
+    estimate = _estimator(bundle, device if "torch" in codecs else "cpu")
     rows = []
     for path in pictures:
         rows.append(_row(path.name, read_plain(path), codecs, estimate, repeats))
@@ -133,7 +136,7 @@ def _row(
     name: str,
     picture: Picture,
     codecs: dict[str, Codec],
-    estimate: Callable[[NDArray[np.uint8]], float] | None,
+    estimate: Estimate | None,
     repeats: int,
 ) -> Row:
     encoded: dict[str, Encoded] = {}
@@ -156,8 +159,9 @@ def _row(
         gap = max([gap, *(_gap(results[0], other) for other in results[1:])])
         decoded.append(results[0] if results else None)
     shown = decoded[0]
-    size = len(next(iter(encoded.values())).data)
-    bits = estimate(picture.pixels) if estimate else None
+    first = next(iter(encoded.values()))
+    size = len(first.data)
+    bits = estimate(picture.pixels, first.header) if estimate else None
     pixels = picture.width * picture.height
     return Row(
         picture=name,
@@ -200,21 +204,32 @@ def _flips(picture: Picture, codecs: Sequence[Codec]) -> int:
     return max(int(np.count_nonzero(states[0] != state)) for state in states)
 
 
-def _estimator(bundle: Bundle) -> Callable[[NDArray[np.uint8]], float] | None:
-    """Return the bits of pixels (H, W, C) by the model's likelihoods, where torch is there."""
+def _estimator(bundle: Bundle, device: str) -> Estimate | None:
+    """Return what tells the bits of a picture by the model's likelihoods, where torch is there.
+
+    It takes pixels (H, W, C) and the header of their file, and adds up the tiles of that file.
+
+    Raises:
+        ConfigError: torch has no such device.
+    """
     if not _has_torch():
         return None
     import torch
 
     from lic.codec.backends.torch_backend import load_model
+    from lic.codec.backends.torch_device import memory_errors, torch_device
     from lic.codec.models import bits
 
-    model = load_model(bundle)
+    there = torch_device(device)
+    model = load_model(bundle).to(there)
 
-    def estimate(pixels: NDArray[np.uint8]) -> float:
-        x = torch.from_numpy(to_network(pixels, bundle.manifest.padding))
-        with torch.inference_mode():
-            return float(bits(model(x).likelihoods))
+    def estimate(pixels: NDArray[np.uint8], header: Header) -> float:
+        total = 0.0
+        for place in places(header):
+            x = tile_to_network(pixels, place, bundle.manifest.padding)
+            with torch.inference_mode(), memory_errors():
+                total += float(bits(model(torch.from_numpy(x).to(there)).likelihoods))
+        return total
 
     return estimate
 

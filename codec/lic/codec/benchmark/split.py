@@ -2,7 +2,8 @@
 
 Compresses a picture to a whole file in memory and decompresses it again, several times, and splits
 the wall time into what the networks take, part by part, and everything else: masks, index lookup,
-copies, entropy coder, container. Also counts the networks' multiply-accumulates.
+copies, entropy coder, container. Also counts the networks' multiply-accumulates. With --decode-on
+it tells of every file whether another device decodes it to the encoder's symbols.
 
 Networks are timed by hooks around modules. On a GPU each hook waits for the device, so that the
 parts are true; the totals are then a little higher than without.
@@ -12,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 from lic.codec.benchmark.evaluate import read_plain
 from lic.codec.bundle import Bundle
 from lic.codec.container import parse
-from lic.codec.errors import ConfigError
+from lic.codec.errors import ConfigError, NumericsError
 from lic.codec.image_io import Picture
 from lic.codec.pipeline import Codec
 
@@ -46,17 +47,19 @@ PARTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Direction:
-    """Medians over the runs of one direction.
+    """Medians over the runs of one direction; of several runs, parts add up only nearly.
 
     Attributes:
         wall: milliseconds of the whole call.
+        mpx_per_s: millions of the picture's pixels per second of `wall`.
         cpu: milliseconds of all cores.
         networks: milliseconds of wall time by part.
-        entropy: of these, what the entropy coder itself takes.
+        entropy: of `other`, what the entropy coder itself takes.
         other: milliseconds that are no network's; `share` is their part of `wall`, in percent.
     """
 
     wall: float
+    mpx_per_s: float
     cpu: float
     networks: dict[str, float]
     entropy: float
@@ -65,11 +68,20 @@ class Direction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """A file on another device; `error` says why its symbols were not the encoder's, if so."""
+
+    device: str
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was measured for one picture."""
+    """What was measured for one picture; `crossing` is None where no other device was asked."""
 
     model: str
     device: str
+    precision: str
     threads: int
     width: int
     height: int
@@ -77,20 +89,21 @@ class Report:
     compress: Direction
     decompress: Direction
     kmac_per_pixel: dict[str, float]
+    crossing: Crossing | None
 
 
 class _Clock:
     """Adds up wall time by name; on a GPU after waiting for the device."""
 
-    def __init__(self, cuda: bool) -> None:
+    def __init__(self, device: str) -> None:
         self.spent: dict[str, float] = {}
-        self._cuda = cuda
+        self._device = device
 
     def now(self) -> float:
-        if self._cuda:
+        if self._device.startswith("cuda"):
             import torch
 
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
     def add(self, name: str, since: float) -> None:
@@ -138,7 +151,7 @@ def _timed_coder(clock: _Clock) -> Iterator[None]:
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            since = time.perf_counter()
+            since = clock.now()
             try:
                 return call(*args, **kwargs)
             finally:
@@ -159,44 +172,82 @@ def _timed_coder(clock: _Clock) -> Iterator[None]:
 _CALLS = ("code", "finish")
 
 
-def measure(bundle: Bundle, picture: Picture, repeat: int, **engine: Any) -> Report:
-    """Return the split for a picture; one run of each direction goes before and does not count.
+def measure(
+    bundle: Bundle,
+    pictures: Iterable[Picture],
+    repeat: int,
+    *,
+    device: str = "cpu",
+    threads: int = 0,
+    precision: str = "float32",
+    decode_on: str | None = None,
+) -> Iterator[Report]:
+    """Yield the split for pictures; one run of each direction goes before and does not count.
 
     Args:
         bundle: a model with a context.
-        picture: what to code.
+        pictures: what to code.
         repeat: runs that count.
-        **engine: options of `Codec`.
+        device: of `Codec`.
+        threads: of `Codec`.
+        precision: of `Codec`.
+        decode_on: another device, on which every file is decoded once, in float32.
 
     Raises:
-        ConfigError: the model has no networks between its symbols.
+        ConfigError: the model has no networks between its symbols, or a device is not there.
     """
-    import torch
-
-    codec = Codec(bundle, backend="torch", **engine)
+    codec = Codec(bundle, backend="torch", device=device, threads=threads, precision=precision)
     model = getattr(codec.backend, "model", None)
     if model is None:
         raise ConfigError(f"{bundle.label} is no model with a context; take `lic eval`")
-    clock = _Clock(codec.backend.device.startswith("cuda"))
+    other = Codec(bundle, backend="torch", device=decode_on) if decode_on else None
+    macs = kmac_per_pixel(model)
+    for picture in pictures:
+        yield _report(codec, model, picture, repeat, precision, macs, other)
+
+
+def _report(
+    codec: Codec,
+    model: Any,
+    picture: Picture,
+    repeat: int,
+    precision: str,
+    macs: dict[str, float],
+    other: Codec | None,
+) -> Report:
+    import torch
+
+    clock = _Clock(codec.backend.device)
     data = codec.compress(picture).data
     codec.decompress(parse(data))
+    pixels = picture.width * picture.height
     with _hooks(model, clock), _timed_coder(clock):
-        compress = _direction(lambda: codec.compress(picture), clock, repeat)
-        decompress = _direction(lambda: codec.decompress(parse(data)), clock, repeat)
+        compress = _direction(lambda: codec.compress(picture), clock, repeat, pixels)
+        decompress = _direction(lambda: codec.decompress(parse(data)), clock, repeat, pixels)
     return Report(
-        model=bundle.label,
+        model=codec.bundle.label,
         device=codec.backend.device,
+        precision=precision,
         threads=torch.get_num_threads(),
         width=picture.width,
         height=picture.height,
-        bpp=len(data) * 8 / (picture.width * picture.height),
+        bpp=len(data) * 8 / pixels,
         compress=compress,
         decompress=decompress,
-        kmac_per_pixel=kmac_per_pixel(model),
+        kmac_per_pixel=macs,
+        crossing=_cross(data, other) if other else None,
     )
 
 
-def _direction(call: Callable[[], object], clock: _Clock, repeat: int) -> Direction:
+def _cross(data: bytes, codec: Codec) -> Crossing:
+    try:
+        codec.decompress(parse(data))
+    except NumericsError as error:
+        return Crossing(device=codec.backend.device, error=f"{type(error).__name__}: {error}")
+    return Crossing(device=codec.backend.device, error=None)
+
+
+def _direction(call: Callable[[], object], clock: _Clock, repeat: int, pixels: int) -> Direction:
     runs: list[dict[str, float]] = []
     for _ in range(repeat):
         clock.take()
@@ -210,7 +261,7 @@ def _direction(call: Callable[[], object], clock: _Clock, repeat: int) -> Direct
         runs.append(spent)
     middle = {name: round(median(run[name] for run in runs), 3) for name in runs[0]}
     own = {name: middle.pop(name) for name in ("wall", "cpu", "entropy", "other", "share")}
-    return Direction(networks=middle, **own)
+    return Direction(networks=middle, mpx_per_s=round(pixels / own["wall"] / 1000, 4), **own)
 
 
 def kmac_per_pixel(model: Any) -> dict[str, float]:
@@ -256,23 +307,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--decode-on", metavar="DEVICE", help="decode every file there, too")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if options.repeat < 1:
         parser.error("--repeat must be at least 1")
-    bundle = Bundle.open(options.bundle)
-    for path in options.pictures:
-        report = measure(
-            bundle,
-            read_plain(path),
-            options.repeat,
-            device=options.device,
-            threads=options.threads,
-        )
+    reports = measure(
+        Bundle.open(options.bundle),
+        map(read_plain, options.pictures),
+        options.repeat,
+        device=options.device,
+        threads=options.threads,
+        precision=options.precision,
+        decode_on=options.decode_on,
+    )
+    crossings: list[Crossing] = []
+    for path, report in zip(options.pictures, reports, strict=True):
         if options.json:
             sys.stdout.write(json.dumps({"picture": path.name, **asdict(report)}) + "\n")
         else:
             _print(path.name, report)
+        sys.stdout.flush()
+        if report.crossing:
+            crossings.append(report.crossing)
+    if crossings:
+        good = sum(crossing.error is None for crossing in crossings)
+        # Beside JSON objects this line would be one that is none.
+        (sys.stderr if options.json else sys.stdout).write(
+            f"{good} of {len(crossings)} files of {report.device} decode on "
+            f"{crossings[-1].device}\n"
+        )
 
 
 def _print(name: str, report: Report) -> None:
@@ -281,13 +346,19 @@ def _print(name: str, report: Report) -> None:
 
     table = Table(
         title=f"{report.model}, {name} {report.width}x{report.height}, {report.bpp:.3f} bpp, "
-        f"{report.device}, {report.threads} threads; ms of wall time"
+        f"{report.device}, {report.precision}, {report.threads} threads; ms of wall time"
     )
     for heading in ("part", "compress", "decompress", "kMAC/px"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
 
-    def row(part: str, of: Callable[[Direction], float], kmac: str = "", unit: str = "") -> None:
-        cells = (f"{of(d):.1f}{unit}" for d in (report.compress, report.decompress))
+    def row(
+        part: str,
+        of: Callable[[Direction], float],
+        kmac: str = "",
+        unit: str = "",
+        digits: int = 1,
+    ) -> None:
+        cells = (f"{of(d):.{digits}f}{unit}" for d in (report.compress, report.decompress))
         table.add_row(part, *cells, kmac)
 
     for part in PARTS:
@@ -298,7 +369,11 @@ def _print(name: str, report: Report) -> None:
     row("  share of all", lambda d: d.share, unit=" %")
     row("all", lambda d: d.wall, f"{report.kmac_per_pixel['total']}")
     row("all, CPU time", lambda d: d.cpu, f"(published: {report.kmac_per_pixel['published']})")
+    row("Mpx/s", lambda d: d.mpx_per_s, digits=3)
     Console().print(table)
+    if report.crossing:
+        said = report.crossing.error or "the encoder's symbols"
+        sys.stdout.write(f"{name} on {report.crossing.device}: {said}\n")
 
 
 if __name__ == "__main__":
