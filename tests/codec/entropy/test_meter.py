@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lic.codec.entropy import Meter, Reader, Tables, Writer, build_tables
+from lic.codec.entropy.meter import _slot_bits
 from lic.codec.errors import ConfigError
 
 # What a stream has beside the symbols' own bits: the coder's four lanes.
@@ -87,6 +88,15 @@ def test_indexes_without_memory_of_their_own_are_measured_in_place(mixed_tables:
     full.code(symbols, indexes)
     narrow.code(symbols[:, :3], indexes[:, :3].copy())
     assert full.bits[0] == pytest.approx(100_000 * narrow.bits[0])
+
+
+def test_behind_a_tables_end_nothing_costs_anything(mixed_tables: Tables) -> None:
+    bits = _slot_bits(mixed_tables)
+    count, longest = mixed_tables.quantized_cdf.shape
+    assert bits.shape == (count, longest - 1)
+    behind = np.arange(longest - 1) >= mixed_tables.cdf_length[:, None].astype(int) - 1
+    assert behind.any() and not bits[behind].any()
+    np.testing.assert_allclose(np.where(behind, 0, 2.0**-bits).sum(axis=1), 1)
 
 
 def test_the_coders_errors_pass_and_cost_nothing(mixed_tables: Tables) -> None:

@@ -1,6 +1,6 @@
 """What groups of symbols cost, in bits, by the integer tables that code them.
 
-Shapes: T tables, L slots of the longest table.
+Shapes: T tables, L cdf entries of the longest table, which has L - 1 slots.
 """
 
 from typing import Any
@@ -63,7 +63,7 @@ class Meter:
 
 
 def _slot_bits(tables: Tables) -> NDArray[np.float64]:
-    """Return the bits of every slot (T, L), nought behind a table's end."""
+    """Return the bits of every slot (T, L - 1), nought behind a table's end."""
     widths = np.diff(tables.quantized_cdf.astype(np.int32), axis=1)
     # Behind the end there is a fall back to nought, and then nothing.
-    return PRECISION - np.log2(np.maximum(widths, 1))
+    return np.where(widths > 0, PRECISION - np.log2(np.maximum(widths, 1)), 0.0)
