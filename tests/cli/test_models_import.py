@@ -198,9 +198,21 @@ def test_options_that_mean_nothing_are_refused(
         ((factorized_file, "--placement", "upstream"), "--placement is for HPCM"),
         ((tiny_bundle, "--placement", "upstream"), "--placement is for HPCM"),
         ((tiny_hpcm_bundle, "--placement", "corrected"), "--placement is corrected, but"),
+        ((hpcm_file, "--activation", "gdn"), "--activation is for bmshj2018; leave it out"),
+        ((tiny_hpcm_bundle, "--activation", "igdn1"), "--activation is for bmshj2018; leave it"),
+        ((tiny_bundle, "--activation", "igdn1"), f"is igdn1, but {tiny_bundle} says relu; leave"),
     ):
         done = lic("models", "import", *options)
-        assert done.code == 2 and message in done.err
+        assert done.code == 2 and message in done.err, done.err
+
+
+def test_activation_says_what_beta_and_gamma_of_a_foreign_file_mean(
+    lic: Lic, hyperprior_file: Path, tiny_bundle: Path, no_bundle: dict[str, Any]
+) -> None:
+    for option, found in (((), "gdn"), (("--activation", "igdn1"), "igdn1")):
+        assert lic("models", "import", hyperprior_file, *option).code == 0
+        assert no_bundle["model"].config.decoder_activation == found
+    assert lic("models", "import", tiny_bundle, "--activation", "relu").code == 0
 
 
 def test_a_file_with_some_adaptive_vectors_is_refused(

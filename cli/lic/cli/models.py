@@ -18,18 +18,13 @@ if TYPE_CHECKING:
 SEPARATORS = frozenset("/\\:")
 NAME_LENGTH = 100
 # What --arch takes beside auto: an architecture, of HPCM with the size.
-ARCHITECTURES: dict[str, tuple[str, str | None]] = {
+ARCH_CHOICES: dict[str, tuple[str, str | None]] = {
     "bmshj2018-factorized": ("bmshj2018-factorized", None),
     "bmshj2018-hyperprior": ("bmshj2018-hyperprior", None),
     "hpcm-base": ("hpcm", "base"),
     "hpcm-large": ("hpcm", "large"),
     "hpcm-phi": ("hpcm", "phi"),
     "hpcm-tiny": ("hpcm", "tiny"),
-}
-# Lambdas of the published HPCM models, by metric, in order of their rate points from 1.
-HPCM_LMBDAS: dict[str, tuple[float, ...]] = {
-    "mse": (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483),
-    "ms-ssim": (2.4, 4.58, 8.73, 16.64, 31.73, 60.5),
 }
 
 app = typer.Typer(no_args_is_help=True, help="List, show and import models.")
@@ -95,7 +90,7 @@ def import_model(
         ),
     ],
     arch: Annotated[
-        str, typer.Option(help=f"auto, or what it must be: {', '.join(ARCHITECTURES)}.")
+        str, typer.Option(help=f"auto, or what it must be: {', '.join(ARCH_CHOICES)}.")
     ] = "auto",
     name: Annotated[
         str | None, typer.Option(help="Family name. Default: from the weights.")
@@ -116,8 +111,12 @@ def import_model(
         typer.Option(help="mse or ms-ssim. Default: mse, but of HPCM what has this lambda."),
     ] = None,
     activation: Annotated[
-        str, typer.Option(help="gdn or igdn1: which of the two the weights' beta and gamma mean.")
-    ] = "gdn",
+        str | None,
+        typer.Option(
+            help="bmshj2018: gdn or igdn1, which of the two the weights' beta and gamma mean. "
+            "Default: gdn, but what a bundle or a run says."
+        ),
+    ] = None,
     placement: Annotated[
         str | None,
         typer.Option(
@@ -147,7 +146,8 @@ def import_model(
     from lic.codec.library import user_folder
     from lic.export.make_bundle import Description, make_bundle
 
-    model, training = load_any(checkpoint, activation, arch=arch, placement=placement)
+    model, training = load_any(checkpoint, activation or "gdn", arch=arch, placement=placement)
+    _check_activation(activation, model, checkpoint)
     lmbda = _lmbda(lmbda, training.get("lmbda"), checkpoint)
     metric, point = _rate_point(model.name, metric, lmbda)
     rate = rate or point
@@ -166,8 +166,8 @@ def import_model(
 
 
 def _check_arch(arch: str, placement: str | None) -> None:
-    if arch != "auto" and arch not in ARCHITECTURES:
-        known = ", ".join(("auto", *ARCHITECTURES))
+    if arch != "auto" and arch not in ARCH_CHOICES:
+        known = ", ".join(("auto", *ARCH_CHOICES))
         raise ConfigError(f"--arch is {arch!r}; expected one of {known}")
     if placement not in (None, "upstream", "corrected"):
         raise ConfigError(f"--placement is {placement!r}; expected upstream or corrected")
@@ -175,12 +175,12 @@ def _check_arch(arch: str, placement: str | None) -> None:
 
 def _rate_point(architecture: str, metric: str | None, lmbda: float | None) -> tuple[str, int]:
     """Return the metric and the rate point that a lambda stands for; mse and 1 where for none."""
+    from lic.codec.models.hpcm_files import published_rate_point
+
+    known = None
     if architecture == "hpcm" and lmbda is not None:
-        for kind, lmbdas in HPCM_LMBDAS.items():
-            for point, known in enumerate(lmbdas, start=1):
-                if metric in (None, kind) and math.isclose(lmbda, known):
-                    return kind, point
-    return metric or "mse", 1
+        known = published_rate_point(lmbda, metric)
+    return known or (metric or "mse", 1)
 
 
 def _check_name(name: str) -> None:
@@ -219,27 +219,27 @@ def load_any(
     Args:
         source: where it is.
         activation: of a foreign bmshj2018: what its beta and gamma mean.
-        arch: "auto", or the key of ARCHITECTURES that it must be.
+        arch: "auto", or the key of ARCH_CHOICES that it must be.
         placement: of a foreign HPCM; None is that of the published files.
 
     Raises:
         ModelMismatchError: not readable, incomplete, or another architecture than asked for.
         ConfigError: an option that does not exist or has no meaning for this model.
     """
-    from lic.codec.bundle import MANIFEST, Bundle
+    from lic.codec.bundle import Bundle
     from lic.codec.models import ACTIVATIONS
     from lic.codec.models.adapters import read_state_dict
 
     if activation not in ACTIVATIONS:
         raise ConfigError(f"--activation is {activation!r}; expected {', '.join(ACTIVATIONS)}")
-    if (source / MANIFEST).is_file() or source.suffix == ".zip":
+    if _is_bundle(source):
         from lic.codec.backends.torch_backend import load_model as load_bundle
 
         bundle = Bundle.open(source)
         own = {} if bundle.manifest.lmbda is None else {"lmbda": bundle.manifest.lmbda}
         provenance = {"started_from": bundle.label, **own, **bundle.manifest.training}
         model: Any = load_bundle(bundle)
-    elif source.is_dir() or source.name == "checkpoint.pt":
+    elif _is_run(source):
         from lic.trainers.checkpoints import NAME, load_model
 
         model, provenance = load_model(source / NAME if source.is_dir() else source)
@@ -254,6 +254,16 @@ def load_any(
     return model, provenance
 
 
+def _is_bundle(source: Path) -> bool:
+    from lic.codec.bundle import MANIFEST
+
+    return (source / MANIFEST).is_file() or source.suffix == ".zip"
+
+
+def _is_run(source: Path) -> bool:
+    return source.is_dir() or source.name == "checkpoint.pt"
+
+
 def _foreign(state: Any, activation: str, arch: str, placement: str | None) -> Any:
     """Return the model of a foreign state dict."""
     from lic.codec.models.adapters import (
@@ -264,7 +274,7 @@ def _foreign(state: Any, activation: str, arch: str, placement: str | None) -> A
     from lic.codec.models.hpcm_files import hpcm_from_state_dict
 
     found = detect_architecture(state)
-    wanted, size = ARCHITECTURES.get(arch, (found, None))
+    wanted, size = ARCH_CHOICES.get(arch, (found, None))
     if found != wanted:
         raise ModelMismatchError(
             f"the tensors are those of {found}, but --arch is {arch}; leave out --arch"
@@ -295,9 +305,23 @@ def _check_own(source: Path, model: Any, arch: str, placement: str | None) -> No
     else:
         found = (model.name, None)
         _refuse_placement(placement, model.name)
-    if arch != "auto" and found != ARCHITECTURES[arch]:
+    if arch != "auto" and found != ARCH_CHOICES[arch]:
         raise ModelMismatchError(
             f"{source}: is {default_name(model.config)}, but --arch is {arch}; leave out --arch"
+        )
+
+
+def _check_activation(activation: str | None, model: Any, source: Path) -> None:
+    """Refuse an activation where the model has none to tell, or says another itself."""
+    if activation is None:
+        return
+    if model.name == "hpcm":
+        raise ConfigError("--activation is for bmshj2018; leave it out with hpcm")
+    sides = (model.config.encoder_activation, model.config.decoder_activation)
+    if (_is_bundle(source) or _is_run(source)) and activation not in sides:
+        raise ConfigError(
+            f"--activation is {activation}, but {source} says "
+            f"{' and '.join(dict.fromkeys(sides))}; leave out --activation"
         )
 
 

@@ -94,7 +94,7 @@ def test_a_scale_table_of_their_own_is_kept(hyper_state: State) -> None:
     hyper_state["gaussian_conditional.scale_table"] = scales
     loaded = hyperprior_from_state_dict(hyper_state)
     assert torch.equal(loaded.state_dict()["gaussian_conditional.scale_table"], scales)
-    assert len(loaded.tables()) == 8 + 40
+    assert len(loaded.tables()) == 8 + 40 + 1
 
 
 def test_files_without_any_table_buffers_load(model: FactorizedPrior, state: State) -> None:
@@ -230,6 +230,31 @@ def test_tensors_of_another_shape_are_named_with_both_shapes(
 def test_other_models_are_refused(state: State) -> None:
     with pytest.raises(ModelMismatchError):
         factorized_from_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", [FactorizedPrior, ScaleHyperprior])
+def test_a_few_numbers_make_no_large_model(
+    monkeypatch: pytest.MonkeyPatch, kind: type[FactorizedPrior | ScaleHyperprior]
+) -> None:
+    """Two tensors tell the widths: 4096 of them would be a gigabyte and more."""
+    state = {name: torch.zeros(4096, 1, 1, 1) for name in ("g_a.0.weight", "g_a.6.weight")}
+    monkeypatch.setattr(kind, "__init__", lambda *_: pytest.fail("the model was built"))
+    convert = factorized_from_state_dict if kind is FactorizedPrior else hyperprior_from_state_dict
+    with pytest.raises(ModelMismatchError, match=r"asks for [0-9,]{13} numbers, .* hold 8,192"):
+        convert(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tensors_that_repeat_or_share_their_memory_are_refused(
+    tmp_path: Path, state: State, dtype: torch.dtype
+) -> None:
+    path = tmp_path / "weights.pth"
+    one = torch.zeros(1, dtype=dtype)
+    many = torch.zeros(1000, 1000, dtype=dtype)
+    for bad in ({"a": one.expand(2**20, 2**20)}, {str(n): many for n in range(100)}):
+        torch.save({**state, **bad}, path)
+        with pytest.raises(ModelMismatchError, match=r"names tensors of [0-9,]+ bytes in a file"):
+            read_state_dict(path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".safetensors"])

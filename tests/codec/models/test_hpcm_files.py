@@ -1,5 +1,6 @@
 """Files of HPCM as they are found: published, newer, of several GPUs, wrong."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -7,9 +8,15 @@ import torch
 from torch import Tensor
 
 from lic.codec.errors import ConfigError, ModelMismatchError
+from lic.codec.models import hpcm_files
 from lic.codec.models.hpcm import HPCM, TABLE_BUFFERS
 from lic.codec.models.hpcm_config import SIZES, HPCMConfig, hpcm_config
-from lic.codec.models.hpcm_files import _detect, hpcm_from_state_dict, hpcm_size
+from lic.codec.models.hpcm_files import (
+    _detect,
+    hpcm_from_state_dict,
+    hpcm_size,
+    published_rate_point,
+)
 
 State = dict[str, Tensor]
 ADAPTIVE = [f"adaptive_params_list.{i}" for i in range(10)]
@@ -194,3 +201,41 @@ def test_placement_is_the_callers(state: State) -> None:
     found = hpcm_from_state_dict(state, placement="corrected")
     assert found.config == hpcm_config("tiny", "corrected")
     assert hpcm_size(found.config) == "tiny"
+
+
+@pytest.mark.parametrize("number", ["07", "9" * 5000, "\N{ARABIC-INDIC DIGIT SEVEN}", "-7", "7_0"])
+def test_names_with_odd_numbers_are_refused(state: State, number: str) -> None:
+    state[f"g_a.branch.{number}.weight"] = state.pop("g_a.branch.7.weight")
+    with pytest.raises(ModelMismatchError, match="one of the sizes"):
+        hpcm_from_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["g_a.branch.0.weight", "means_hyper"])
+def test_tensors_without_a_shape_are_refused(state: State, name: str) -> None:
+    state[name] = torch.tensor(1.0)
+    with pytest.raises(ModelMismatchError, match="one of the sizes"):
+        hpcm_from_state_dict(state)
+
+
+def test_a_few_numbers_make_no_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes of some tensors tell a config of 125 billion numbers in a file of 80 kB."""
+    state = {f"g_a.branch.{n}.weight": torch.zeros(4096, 1, 1, 1) for n in range(4)}
+    state["means_hyper"] = torch.zeros(1, 4096, 1, 1)
+    for prior in ("y_spatial_prior_s1_s2", "y_spatial_prior_s3"):
+        for part, block in itertools.product((1, 2), range(50)):
+            state[f"{prior}.branch_{part}.{block}.branch.0.weight"] = torch.zeros(1)
+    monkeypatch.setattr(hpcm_files, "HPCM", _Unbuildable)
+    with pytest.raises(ModelMismatchError, match=r"asks for 124,992,721,923 .* hold 20,680"):
+        hpcm_from_state_dict(state)
+
+
+class _Unbuildable(HPCM):
+    def __init__(self, config: HPCMConfig) -> None:
+        pytest.fail(f"a model of {config} would take 500 gigabytes")
+
+
+def test_lambdas_of_published_models_say_metric_and_rate_point() -> None:
+    assert published_rate_point(0.0018) == published_rate_point(0.0018, "mse") == ("mse", 1)
+    assert published_rate_point(60.5) == ("ms-ssim", 6)
+    assert published_rate_point(60.5, "mse") is None
+    assert published_rate_point(0.02) is None

@@ -18,6 +18,8 @@ from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models.blocks import Activation
 from lic.codec.models.bmshj2018 import FactorizedPrior
 from lic.codec.models.hyperprior import ScaleHyperprior
+from lic.codec.models.names import listed
+from lic.codec.models.parameter_counts import check_size
 
 _Model = TypeVar("_Model", FactorizedPrior, ScaleHyperprior)
 
@@ -35,7 +37,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a .pth, .pth.tar or .safetensors file; unwraps {"state_dict": ...}.
 
     Raises:
-        ModelMismatchError: missing, damaged, or holding more than tensors and plain values.
+        ModelMismatchError: missing, damaged, holding more than tensors and plain values, or tensors
+            of more bytes than the file.
     """
     try:
         if path.suffix == ".safetensors":
@@ -59,7 +62,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = content["state_dict"]
     if not _is_state_dict(content):
         raise ModelMismatchError(f"{path}: expected a state dict of tensors")
+    _check_bytes(path, content)
     return dict(content)
+
+
+def _check_bytes(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that repeat or share their memory: with strides of nought, four bytes do."""
+    found = sum(value.numel() * value.element_size() for value in state.values())
+    size = path.stat().st_size
+    if found > size:
+        raise ModelMismatchError(
+            f"{path}: names tensors of {found:,} bytes in a file of {size:,}; save tensors that "
+            "have memory of their own"
+        )
 
 
 def _is_state_dict(content: object) -> bool:
@@ -83,7 +98,7 @@ def detect_architecture(state: Mapping[str, Tensor]) -> str:
         conditional = any(name.startswith(("h_a.", "h_s.")) for name in names)
         return ScaleHyperprior.name if conditional else FactorizedPrior.name
     raise ModelMismatchError(
-        f"no known architecture: found {_some(sorted(names))}; expected g_a.0.weight and "
+        f"no known architecture: found {listed(sorted(names))}; expected g_a.0.weight and "
         f"g_a.6.weight for {FactorizedPrior.name}, h_a.0.weight beside them for "
         f"{ScaleHyperprior.name}, or means_hyper for hpcm"
     )
@@ -121,9 +136,11 @@ def _model(
     architecture: type[_Model], state: Mapping[str, Tensor], normalisation: Activation
 ) -> _Model:
     renamed = _rename(state)
+    config = _config(architecture.name, renamed, normalisation)
     try:
+        check_size(architecture.name, config, renamed, f"{architecture.name} by its outer layers")
         # Not on the meta device: that imports torch's compiler, two seconds for nothing.
-        model = architecture.from_dict(_config(architecture.name, renamed, normalisation))
+        model = architecture.from_dict(config)
     except ConfigError as error:
         raise ModelMismatchError(f"not a state dict of {error}") from None
     wanted = model.state_dict()
@@ -142,7 +159,7 @@ def _model(
     if lacking or unexpected:
         raise ModelMismatchError(
             f"not a {architecture.name} state dict: "
-            f"missing {_some(lacking)}; unexpected {_some(unexpected)}"
+            f"missing {listed(lacking)}; unexpected {listed(unexpected)}"
         )
     return model.eval()
 
@@ -166,7 +183,7 @@ def _config(
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:
         raise ModelMismatchError(
             f"not a {architecture} state dict: found "
-            f"{_some(sorted(state))}; expected g_a.0.weight and g_a.6.weight among them"
+            f"{listed(sorted(state))}; expected g_a.0.weight and g_a.6.weight among them"
         )
     encoder, decoder = (
         normalisation if f"{side}.1.beta" in state else "relu" for side in ("g_a", "g_s")
@@ -177,10 +194,3 @@ def _config(
         "encoder_activation": encoder,
         "decoder_activation": decoder,
     }
-
-
-def _some(names: list[str]) -> str:
-    if not names:
-        return "nothing"
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more

@@ -5,6 +5,7 @@ then, and stayed ones. Later scripts save them. Files written by several GPUs ha
 before every name.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -16,11 +17,21 @@ from torch import Tensor
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models.hpcm import HPCM, TABLE_BUFFERS
 from lic.codec.models.hpcm_config import SIZES, HPCMConfig, Placement, hpcm_config
+from lic.codec.models.names import listed
+from lic.codec.models.parameter_counts import check_size
+
+# Lambdas of the published models, by metric, in order of their rate points from 1.
+LMBDAS: dict[str, tuple[float, ...]] = {
+    "mse": (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483),
+    "ms-ssim": (2.4, 4.58, 8.73, 16.64, 31.73, 60.5),
+}
 
 _PREFIX = "module."
 _ADAPTIVE = "adaptive_params_list."
 # Of the density itself, not of a model: a file with others was trained for another bitstream.
 _STANDARD = "entropy_estimation."
+# As the names have them, and no longer than what a config may hold.
+_NUMBER = "(0|[1-9][0-9]{0,3})"
 
 
 def hpcm_from_state_dict(
@@ -61,12 +72,24 @@ def hpcm_size(config: HPCMConfig) -> str | None:
     return next((name for name, known in SIZES.items() if known == published), None)
 
 
+def published_rate_point(lmbda: float, metric: str | None = None) -> tuple[str, int] | None:
+    """Return metric and rate point, from 1, of the published model with a lambda, or None.
+
+    With `metric`, "mse" or "ms-ssim", only models that were trained for it count.
+    """
+    for kind, lmbdas in LMBDAS.items():
+        for point, known in enumerate(lmbdas, start=1):
+            if metric in (None, kind) and math.isclose(lmbda, known):
+                return kind, point
+    return None
+
+
 def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors by the model's names, without upstream's tables."""
     given = {name.removeprefix(_PREFIX): value for name, value in state.items()}
     if len(given) < len(state):
         twice = sorted(name for name in given if name in state and _PREFIX + name in state)
-        raise ModelMismatchError(f"with and without {_PREFIX!r} in one file: {_some(twice)}")
+        raise ModelMismatchError(f"with and without {_PREFIX!r} in one file: {listed(twice)}")
     return {name: value for name, value in given.items() if name not in TABLE_BUFFERS}
 
 
@@ -78,9 +101,9 @@ def _check_names(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> N
     lacking = [n for n in missing if not n.startswith((_ADAPTIVE, _STANDARD))]
     if lacking or unexpected:
         raise ModelMismatchError(
-            f"not a state dict of this HPCM: missing {_some(lacking)}; unexpected "
-            f"{_some(unexpected)}; expected the names of a model with {len(wanted)} tensors beside "
-            "upstream's tables"
+            f"not a state dict of this HPCM: missing {listed(lacking)}; unexpected "
+            f"{listed(unexpected)}; expected the names of a model with {len(wanted)} tensors "
+            "beside upstream's tables"
         )
     every = sum(name.startswith(_ADAPTIVE) for name in wanted)
     if adaptive and len(adaptive) < every:
@@ -135,11 +158,12 @@ def _detect(given: Mapping[str, Tensor]) -> HPCMConfig:
     config = _read_off(given)
     if config is None:
         raise ModelMismatchError(
-            f"not a state dict of HPCM: found {_some(sorted(given))}; expected one of the sizes "
+            f"not a state dict of HPCM: found {listed(sorted(given))}; expected one of the sizes "
             f"{', '.join(SIZES)}"
         )
     attention = any(name.startswith("attn_") for name in given)
     if not attention:
+        check_size(HPCM.name, config.to_dict(), given, "HPCM by the shapes of some tensors")
         return config
     for known in SIZES.values():
         if known.heads and replace(known, heads=0) == config:
@@ -153,15 +177,15 @@ def _detect(given: Mapping[str, Tensor]) -> HPCMConfig:
 
 def _read_off(given: Mapping[str, Tensor]) -> HPCMConfig | None:
     """Return the config without attention whose shapes the tensors have; None if they have none."""
-    stages = _numbers(given, r"g_a\.branch\.(\d+)\.weight")
+    stages = _numbers(given, rf"g_a\.branch\.{_NUMBER}\.weight")
     means = given.get("means_hyper")
     if len(stages) != 4 or means is None or means.ndim != 4:
         return None
     # Not by its largest number: a name costs a few bytes, a block megabytes.
     if len({name.split(".")[2] for name in given if name.startswith("g_a.branch.")}) <= stages[-1]:
         return None
-    half, quarter, eighth, m = (given[f"g_a.branch.{n}.weight"].shape[0] for n in stages)
     try:
+        half, quarter, eighth, m = (given[f"g_a.branch.{n}.weight"].shape[0] for n in stages)
         return HPCMConfig(
             widths=(half, quarter, eighth),
             blocks=tuple(b - a - 1 for a, b in pairwise(stages)),  # type: ignore[arg-type]
@@ -179,7 +203,7 @@ def _depths(given: Mapping[str, Tensor], scale: str) -> tuple[int, int]:
     """Return how many blocks a prior has before and after the adaptive product."""
     prior = rf"y_spatial_prior_{scale}"
     blocks = [
-        _numbers(given, rf"{prior}\.branch_{part}\.(\d+)\.branch\.0\.weight") for part in (1, 2)
+        _numbers(given, rf"{prior}\.branch_{part}\.{_NUMBER}\.branch\.0\.weight") for part in (1, 2)
     ]
     return len(blocks[0]), len(blocks[1])
 
@@ -188,10 +212,3 @@ def _numbers(names: Iterable[str], pattern: str) -> list[int]:
     """Return the numbers in names of a pattern, in order."""
     found = (re.fullmatch(pattern, name) for name in names)
     return sorted(int(match[1]) for match in found if match)
-
-
-def _some(names: list[str]) -> str:
-    if not names:
-        return "nothing"
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
