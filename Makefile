@@ -46,7 +46,7 @@ benchmark-hpcm: $(VENV)/.dev
 	    $(BIN)/python -m lic.codec.benchmark.split runs/hpcm-$$size $(PICTURES) $(SPLIT) || exit 1; \
 	done
 
-# Peak memory of HPCM Base on pictures of 3 and 13 megapixels; SIZES=--large for 50, and half an hour.
+# Peak memory of HPCM Base on pictures of 3 and 13 megapixels, minutes; SIZES=--large for 50, too.
 memory-hpcm: $(VENV)/.dev
 	$(BIN)/python -m tests.codec.hpcm_memory $(SIZES)
 
