@@ -196,6 +196,25 @@ def test_bits_are_told_by_the_engine_that_was_asked_for(
     assert "npu9" in values["warnings"][0] and "bits" not in values
 
 
+def test_threads_reach_the_engine(
+    lic: Lic, picture: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lic.codec import backends
+
+    coded = compressed(lic, picture, tiny_bundle)
+    told: list[int] = []
+    real = backends.open_backend
+
+    def open_backend(*arguments: Any, **options: Any) -> Any:
+        told.append(options["threads"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("lic.codec.pipeline.open_backend", open_backend)
+    for command in (("info", "-v"), ("verify",)):
+        assert lic(*command, coded, "-m", tiny_bundle, "--threads", 2).code == 0
+    assert told == [2, 2]
+
+
 def test_engines_change_nothing_unless_bits_are_asked_for(
     lic: Lic, picture: Path, tiny_hpcm_bundle: Path
 ) -> None:
@@ -256,7 +275,9 @@ def test_precision_is_for_models_with_a_context_on_torch(
             options = (*options, "--repeats", 1)
         return lic(command, source, *options)
 
-    assert run(tiny_hpcm_bundle, "bfloat16").code == 0
+    done = run(tiny_hpcm_bundle, "bfloat16")
+    assert done.code == 0 and "meant for CUDA and usually slower on a CPU" in done.err
+    assert "CUDA" not in run(tiny_hpcm_bundle, "float32").err
     done = run(tiny_bundle, "bfloat16")
     assert done.code == 2 and "precision 'bfloat16' needs backend 'torch'" in done.err
     done = run(tiny_bundle, "bfloat16", "--backend", "torch")

@@ -48,10 +48,12 @@ def checkpoint(tmp_path: Path, tiny_model: FactorizedPrior) -> Path:
 
 
 @pytest.fixture
-def no_export(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> dict[str, Any]:
+def no_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path) -> dict[str, Any]:
     """What make_bundle was last told; it writes nothing, so that no test waits for it."""
     from lic.export import make_bundle as module
 
+    for variable in ("XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(variable, str(tmp_path / "data"))
     told: dict[str, Any] = {}
 
     def make_bundle(model: Any, target: Path, description: Any, **options: Any) -> Bundle:
@@ -82,6 +84,23 @@ def test_names_with_brackets_and_long_paths_are_shown_whole(
     done = lic("models", "list")
     assert done.code == 0 and "m[old]" in done.out
     assert str(copied) in "".join(done.out.split())
+
+
+def test_a_bundle_that_cannot_be_read_is_listed_as_skipped(
+    lic: Lic, tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("broken", "good"):
+        shutil.copytree(tiny_bundle, tmp_path / "shelf" / name)
+    broken = tmp_path / "shelf" / "broken"
+    (broken / MANIFEST).write_bytes(b"{}")
+    monkeypatch.setenv("LIC_BUNDLES", str(tmp_path / "shelf"))
+    for variable in ("XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(variable, str(tmp_path / "data"))
+    for options in ((), ("--json",)):
+        done = lic("models", "list", *options)
+        assert done.code == 0 and "tiny-relu" in done.out
+        assert done.err.startswith(f"skipped: {broken} (not a bundle's manifest")
+        assert done.err.count("\n") == 1
 
 
 def test_an_import_takes_lambda_from_the_checkpoint(

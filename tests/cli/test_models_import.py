@@ -51,10 +51,12 @@ def hyperprior_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def no_bundle(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> dict[str, Any]:
-    """What make_bundle was last told; it writes nothing."""
+def no_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path) -> dict[str, Any]:
+    """What make_bundle was last told; it writes nothing, and no bundle of the user's is there."""
     from lic.export import make_bundle as module
 
+    for variable in ("XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(variable, str(tmp_path / "data"))
     told: dict[str, Any] = {}
 
     def make_bundle(model: Any, target: Path, description: Any, **options: Any) -> Bundle:
@@ -125,6 +127,61 @@ def test_lambda_says_metric_and_rate_point_of_hpcm(
     assert no_bundle["target"].parts[-2:] == (name, str(rate))
 
 
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ((), "no --lmbda: rate point 1 of mse; set them with -q and --metric"),
+        (("-q", 2), ""),
+        (("--lmbda", 0.013), ""),
+        (("--lmbda", 2.4, "--metric", "ms-ssim"), ""),
+        (("--lmbda", 0.05), "0.05 is none of the published lambdas (mse: 0.0018, 0.0035, "),
+        (("--lmbda", 0.05), "31.73, 60.5); rate point 1, set it with -q"),
+        (("--lmbda", 0.05, "-q", 3), ""),
+        (("--lmbda", 2.4, "--metric", "mse"), "2.4 is a published lambda of ms-ssim, but --metric"),
+        (("--lmbda", 2.4, "--metric", "mse"), "rate point 1, set it with -q"),
+    ],
+)
+def test_a_rate_point_that_lambda_does_not_say_is_told(
+    lic: Lic,
+    hpcm_file: Path,
+    no_bundle: dict[str, Any],
+    options: tuple[Any, ...],
+    note: str,
+) -> None:
+    done = lic("models", "import", hpcm_file, *options, "--json")
+    assert done.code == 0 and no_bundle
+    assert note in done.err if note else done.err == ""
+
+
+def test_an_existing_bundle_is_kept_and_the_options_named(
+    lic: Lic, hpcm_file: Path, tmp_path: Path, no_bundle: dict[str, Any]
+) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    done = lic("models", "import", hpcm_file, "-o", folder)
+    assert done.code == 7 and no_bundle == {}
+    assert f"{folder}: exists already; -f overwrites it, -o chooses another" in done.err
+    assert lic("models", "import", hpcm_file, "-o", folder, "-f").code == 0
+
+
+def test_an_installed_bundle_is_kept_and_the_options_named(
+    lic: Lic, hpcm_file: Path, tmp_path: Path, no_bundle: dict[str, Any]
+) -> None:
+    (tmp_path / "data" / "lic" / "bundles" / "hpcm-tiny" / "3").mkdir(parents=True)
+    done = lic("models", "import", hpcm_file, "-q", 3)
+    assert done.code == 7 and no_bundle == {}
+    assert "-f overwrites it, --name or -q choose another" in done.err
+
+
+def test_a_folder_without_a_model_is_named_with_what_it_lacks(
+    lic: Lic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = lic("models", "import", ".")
+    assert done.code == 5 and f"{tmp_path}: holds no model; expected checkpoint.pt" in done.err
+    assert "manifest.json" in done.err
+
+
 def test_lambda_says_nothing_of_other_models(
     lic: Lic, factorized_file: Path, hyperprior_file: Path, no_bundle: dict[str, Any]
 ) -> None:
@@ -152,7 +209,7 @@ def test_every_family_has_a_name_of_its_own() -> None:
     ("kind", "arch", "message"),
     [
         ("hpcm", "bmshj2018-factorized", "are those of hpcm, but --arch is bmshj2018-factorized"),
-        ("hpcm", "hpcm-base", "are the tensors of HPCM tiny; expected base"),
+        ("hpcm", "hpcm-base", "HPCM tiny; expected base; leave out --arch or name hpcm-tiny"),
         ("factorized", "hpcm-base", "those of bmshj2018-factorized, but --arch is hpcm-base"),
         ("factorized", "bmshj2018-hyperprior", "are those of bmshj2018-factorized, but --arch"),
         ("hyperprior", "bmshj2018-factorized", "are those of bmshj2018-hyperprior, but --arch"),

@@ -78,7 +78,7 @@ def test_torch_counts_where_it_can_read_weights(
     bundle = Bundle.open(tiny_bundle)
     assert evaluate.installed_backends(bundle) == expected
     # A model without graphs has no other, and says itself what it lacks.
-    bundle.manifest = replace(bundle.manifest, graphs={})
+    bundle.manifest = replace(bundle.manifest, files={})
     assert evaluate.installed_backends(bundle) == ["torch"]
 
 

@@ -15,6 +15,7 @@ from lic.codec.library import (
     for_fingerprint,
     search_path,
     select,
+    unreadable_bundles,
     user_folder,
 )
 
@@ -153,6 +154,26 @@ def test_a_broken_bundle_hides_no_other(stocked: Path) -> None:
         select(str(stocked / "b"))
 
 
+def test_broken_bundles_are_told_where_nothing_is_found(stocked: Path) -> None:
+    assert unreadable_bundles() == []
+    changed = stocked / "tiny-relu" / "2"
+    manifest = (changed / MANIFEST).read_bytes()
+    (changed / MANIFEST).write_bytes(manifest.replace(b'"lmbda": 0.013', b'"lmbda": 0.014'))
+    (told,) = unreadable_bundles()
+    assert told.startswith(f"{changed} (was changed after the bundle was made")
+    with pytest.raises(ModelMismatchError) as caught:
+        for_fingerprint(b"\xab" * 8)
+    assert str(caught.value).endswith(f"; skipped: {told}")
+    with pytest.raises(ModelMismatchError) as caught:
+        select("other")
+    assert str(caught.value).endswith(f"; skipped: {told}")
+    assert for_fingerprint(select("tiny-relu", 1).fingerprint).label == "tiny-relu q1"
+    # A folder of nothing else says so too.
+    (changed.parent / "1" / MANIFEST).write_bytes(b"{}")
+    with pytest.raises(ModelMismatchError, match=r"skipped: .*1 \(not a bundle's manifest.*, .*2"):
+        select(str(changed.parent))
+
+
 @pytest.mark.usefixtures("stocked")
 def test_a_files_fingerprint_finds_its_bundle(tiny_bundle_2: Path) -> None:
     wanted = Bundle.open(tiny_bundle_2)
@@ -165,7 +186,10 @@ def test_an_unknown_fingerprint_is_named_with_where_to_get_it() -> None:
     hint = Model(name="paper q3", source="https://example.org/q3.zip")
     with pytest.raises(ModelMismatchError) as failure:
         for_fingerprint(b"\xab" * 8, hint)
-    for part in ("abababababababab", "paper q3", "https://example.org/q3.zip", "shelf"):
+    for part in (
+        "abababababababab", "paper q3", "https://example.org/q3.zip", "shelf",
+        "lic models import", "-m PATH", VARIABLE,
+    ):  # fmt: skip
         assert part in str(failure.value)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lic.cli import batch, options
-from lic.cli.console import Output
+from lic.cli.console import Output, note_precision
 from lic.cli.decompress import decoder
 from lic.codec.errors import ConfigError
 
@@ -70,6 +70,8 @@ def compress(
     }  # fmt: skip
     decode = decoder(model, max_pixels=0, **engine)
     encode = _encoder(model, rate, lossless, tile, **engine)
+    if not lossless:
+        note_precision(out, precision, device)
 
     def work(job: batch.Job) -> batch.Done:
         start = time.perf_counter()

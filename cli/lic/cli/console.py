@@ -75,6 +75,12 @@ def message(error: BaseException) -> str:
     )
 
 
+def note_precision(out: "Output", precision: str, device: str) -> None:
+    """Say where half precision costs time rather than saves it."""
+    if precision == "bfloat16" and device == "cpu":
+        out.note("--precision bfloat16 is meant for CUDA and usually slower on a CPU")
+
+
 class Output:
     """Where a command writes.
 

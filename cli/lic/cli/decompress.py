@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lic.cli import batch, options
-from lic.cli.console import Output
+from lic.cli.console import Output, note_precision
 from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def decompress(
     if suffix not in WRITABLE:
         raise ConfigError(f"--format is {format!r}; expected one of {', '.join(sorted(WRITABLE))}")
     plan = batch.plan(inputs, output, accept=frozenset({".lic"}), suffix=suffix)
+    note_precision(out, precision, device)
     decode = decoder(
         model,
         max_pixels=max_pixels,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lic.cli import batch, options
-from lic.cli.console import Output
+from lic.cli.console import Output, note_precision
 from lic.codec.errors import NumericsError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def evaluate(
         "device": device, "threads": threads, "precision": precision, "repeats": repeats
     }  # fmt: skip
     out = Output(as_json=as_json)
+    note_precision(out, precision, device)
     results: list[dict[str, Any]] = []
     with _bar(len(bundles) * len(pictures), out) as (say, advance):
         say("JPEG")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lic.cli import batch, options
-from lic.cli.console import Exit, Output, exit_code, message
+from lic.cli.console import Exit, Output, exit_code, message, note_precision
 from lic.codec.container import Coder, LicFile, Limits, Model, list_chunks, parse
 from lic.codec.container.header import check_header
 from lic.codec.errors import ConfigError, LicError
@@ -26,16 +26,18 @@ def info(
     model: options.ModelName = None,
     backend: options.BackendOption = "auto",
     device: options.Device = "cpu",
+    threads: options.Threads = 0,
     as_json: options.AsJson = False,
     verbose: options.Verbose = 0,
 ) -> None:
     """Show what .lic files hold, without decoding them; -v lists the chunks.
 
     With -v and the model at hand symbols are decoded, too, and their bits told by part. Only then
-    do --model, --backend and --device count: some files decode on their encoder's device only.
+    do --model, --backend, --device and --threads count: some files decode on their encoder's
+    device only.
     """
     out = Output(verbose, as_json)
-    measure = _meter(model, backend=backend, device=device) if verbose else None
+    measure = _meter(model, backend=backend, device=device, threads=threads) if verbose else None
     _each(files, out, lambda job: _describe(job, out, measure))
 
 
@@ -44,6 +46,7 @@ def verify(
     model: options.ModelName = None,
     backend: options.BackendOption = "auto",
     device: options.Device = "cpu",
+    threads: options.Threads = 0,
     precision: options.Precision = "float32",
     structure: Annotated[
         bool, typer.Option("--structure", help="Checksums only; needs no model.")
@@ -57,7 +60,11 @@ def verify(
     from lic.cli.decompress import decoder
 
     out = Output(-1 if quiet else verbose, as_json)
-    engine = {"backend": backend, "device": device, "precision": precision}
+    engine: dict[str, Any] = {
+        "backend": backend, "device": device, "threads": threads, "precision": precision
+    }  # fmt: skip
+    if not structure:
+        note_precision(out, precision, device)
     decode = decoder(model, max_pixels=max_pixels, **engine)
 
     def check(job: batch.Job) -> None:

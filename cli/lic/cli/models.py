@@ -9,7 +9,7 @@ import typer
 from lic.cli import options
 from lic.cli.console import Output
 from lic.cli.extras import require
-from lic.codec.errors import ConfigError, ModelMismatchError
+from lic.codec.errors import ConfigError, ModelMismatchError, OutputError
 
 if TYPE_CHECKING:
     from lic.codec.bundle import Bundle
@@ -33,10 +33,12 @@ app = typer.Typer(no_args_is_help=True, help="List, show and import models.")
 @app.command("list")
 def list_models(as_json: options.AsJson = False) -> None:
     """List the installed bundles."""
-    from lic.codec.library import all_bundles, search_path
+    from lic.codec.library import all_bundles, search_path, unreadable_bundles
 
     out = Output(as_json=as_json)
     bundles = all_bundles()
+    for skipped in unreadable_bundles():
+        out.note(f"skipped: {skipped}")
     if as_json:
         for bundle in bundles:
             out.result(_values(bundle), "")
@@ -149,10 +151,17 @@ def import_model(
     model, training = load_any(checkpoint, activation or "gdn", arch=arch, placement=placement)
     _check_activation(activation, model, checkpoint)
     lmbda = _lmbda(lmbda, training.get("lmbda"), checkpoint)
+    out = Output(as_json=as_json)
+    if model.name == "hpcm":
+        for note in _lambda_notes(lmbda, metric, rate):
+            out.note(note)
     metric, point = _rate_point(model.name, metric, lmbda)
     rate = rate or point
     family = name or default_name(model.config, metric)
     target = output or user_folder() / family / str(rate)
+    if target.exists() and not force:
+        other = "-o chooses" if output else "--name or -q choose"
+        raise OutputError(f"{target}: exists already; -f overwrites it, {other} another")
     description = Description(
         name=family,
         rate_point=rate,
@@ -162,7 +171,7 @@ def import_model(
         source=source,
     )
     bundle = make_bundle(model, target, description, dtype=cast(Any, dtype), overwrite=force)
-    Output(as_json=as_json).result(_values(bundle), f"{bundle.label} -> {target}")
+    out.result(_values(bundle), f"{bundle.label} -> {target}")
 
 
 def _check_arch(arch: str, placement: str | None) -> None:
@@ -181,6 +190,24 @@ def _rate_point(architecture: str, metric: str | None, lmbda: float | None) -> t
     if architecture == "hpcm" and lmbda is not None:
         known = published_rate_point(lmbda, metric)
     return known or (metric or "mse", 1)
+
+
+def _lambda_notes(lmbda: float | None, metric: str | None, rate: int | None) -> list[str]:
+    """Return what to tell about an HPCM's lambda that says no rate point, or another metric."""
+    from lic.codec.models.hpcm_files import LMBDAS, published_rate_point
+
+    known = published_rate_point(lmbda) if lmbda is not None else None
+    if known and metric not in (None, known[0]):
+        return [f"{lmbda:g} is a published lambda of {known[0]}, but --metric is {metric}"] + (
+            [] if rate else ["rate point 1, set it with -q"]
+        )
+    if known or rate:
+        return []
+    kind = metric or "mse"
+    if lmbda is None:
+        return [f"no --lmbda: rate point 1 of {kind}; set them with -q and --metric"]
+    lists = "; ".join(f"{k}: {', '.join(f'{v:g}' for v in values)}" for k, values in LMBDAS.items())
+    return [f"{lmbda:g} is none of the published lambdas ({lists}); rate point 1, set it with -q"]
 
 
 def _check_name(name: str) -> None:
@@ -226,7 +253,7 @@ def load_any(
         ModelMismatchError: not readable, incomplete, or another architecture than asked for.
         ConfigError: an option that does not exist or has no meaning for this model.
     """
-    from lic.codec.bundle import Bundle
+    from lic.codec.bundle import MANIFEST, Bundle
     from lic.codec.models import ACTIVATIONS
     from lic.codec.models.adapters import read_state_dict
 
@@ -242,6 +269,11 @@ def load_any(
     elif _is_run(source):
         from lic.trainers.checkpoints import NAME, load_model
 
+        if source.is_dir() and not (source / NAME).is_file():
+            raise ModelMismatchError(
+                f"{source.resolve()}: holds no model; expected {NAME} of a training run or "
+                f"{MANIFEST} of a bundle in it, or the path of a checkpoint's file"
+            )
         model, provenance = load_model(source / NAME if source.is_dir() else source)
     else:
         state = read_state_dict(source)

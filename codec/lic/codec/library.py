@@ -54,9 +54,19 @@ def all_bundles() -> list[Bundle]:
     return [found[key] for key in sorted(found)]
 
 
-def _bundles_in(folder: Path) -> Iterator[Bundle]:
+def unreadable_bundles() -> list[str]:
+    """Return path and reason of every bundle on the search path that cannot be read."""
+    skipped: list[str] = []
+    for folder in search_path():
+        for _ in _bundles_in(folder, skipped):
+            pass
+    return skipped
+
+
+def _bundles_in(folder: Path, skipped: list[str] | None = None) -> Iterator[Bundle]:
     """Yield bundles in `folder` and one level of family folders below it.
 
+    Those that cannot be read are named, with the reason, in `skipped`.
     Read anew every time: bundles come and go while a process lives, and a manifest is small.
     """
     try:
@@ -69,9 +79,16 @@ def _bundles_in(folder: Path) -> Iterator[Bundle]:
         try:
             if path.suffix == ".zip" or (path.is_dir() and (path / MANIFEST).is_file()):
                 yield Bundle.open(path)
-        except (ModelMismatchError, OSError):
-            # One broken bundle must not hide the others; naming it by path reports it.
-            continue
+        except (ModelMismatchError, OSError) as error:
+            # One broken bundle must not hide the others.
+            if skipped is not None:
+                reason = str(error).removeprefix(f"{path / MANIFEST}: ").removeprefix(f"{path}: ")
+                skipped.append(f"{path} ({reason})")
+
+
+def _told(skipped: Sequence[str]) -> str:
+    """Return the end of a message that tells which bundles could not be read."""
+    return f"; skipped: {', '.join(skipped)}" if skipped else ""
 
 
 def select(model: str | None = None, rate_point: int | None = None) -> Bundle:
@@ -134,9 +151,11 @@ def for_fingerprint(
             "search all installed bundles"
         )
     where = ", ".join(str(p) for p in search_path())
-    source = f"; get it from {hint.source}" if hint and hint.source else ""
+    source = f"get it from {hint.source}, " if hint and hint.source else ""
     raise ModelMismatchError(
-        f"the file was made with model {wanted}, which is not installed (searched {where}){source}"
+        f"the file was made with model {wanted}, which is not installed (searched {where}); "
+        f"{source}import its checkpoint with `lic models import`, name its bundle with -m PATH, or "
+        f"name the folder that holds it in {VARIABLE}{_told(unreadable_bundles())}"
     )
 
 
@@ -145,13 +164,15 @@ def _named(model: str) -> list[Bundle]:
     path = Path(model)
     if path.is_file() or (path / MANIFEST).is_file():
         return [Bundle.open(path)]
-    found = list(_bundles_in(path)) if path.is_dir() else []
+    skipped: list[str] = []
+    found = list(_bundles_in(path, skipped)) if path.is_dir() else []
     # A folder that happens to be called like a model, such as that of a training run, hides none.
     found = found or [b for b in all_bundles() if b.manifest.name == model]
     if not found:
         names = ", ".join(sorted({b.manifest.name for b in all_bundles()})) or "none"
+        skipped += unreadable_bundles()
         raise ModelMismatchError(
             f"no bundle {model!r}: expected the path of one, or the name of an installed model "
-            f"(installed: {names})"
+            f"(installed: {names}){_told(list(dict.fromkeys(skipped)))}"
         )
     return found

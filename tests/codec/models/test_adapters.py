@@ -137,7 +137,7 @@ def test_sides_may_differ_in_their_activations(
 @pytest.mark.parametrize("name", ["g_s.4.weight", "g_a.3.gamma", "entropy_bottleneck.biases.4"])
 def test_missing_tensors_are_named(state: State, name: str) -> None:
     del state[name]
-    with pytest.raises(ModelMismatchError, match=f"missing {name}; unexpected nothing"):
+    with pytest.raises(ModelMismatchError, match=f"state dict: missing {name}$"):
         factorized_from_state_dict(state)
 
 
@@ -153,7 +153,7 @@ def test_missing_tensors_are_named(state: State, name: str) -> None:
 )
 def test_missing_tensors_of_a_hyperprior_are_named(hyper_state: State, name: str) -> None:
     del hyper_state[name]
-    wanted = f"bmshj2018-hyperprior state dict: missing {name}; unexpected nothing"
+    wanted = f"bmshj2018-hyperprior state dict: missing {name}$"
     with pytest.raises(ModelMismatchError, match=wanted):
         hyperprior_from_state_dict(hyper_state)
 
@@ -180,6 +180,7 @@ def test_architectures_are_told_apart_by_their_names(
         (state, "bmshj2018-factorized"),
         (hyper_state, "bmshj2018-hyperprior"),
         (hpcm, "hpcm"),
+        ({"y_spatial_prior_s3.branch_1.0.branch.0.weight": torch.zeros(1)}, "hpcm"),
     ):
         assert detect_architecture({prefix + k: v for k, v in tensors.items()}) == name
 
@@ -194,7 +195,7 @@ def test_unknown_architectures_are_refused(names: list[str]) -> None:
 
 def test_unexpected_tensors_are_named(state: State) -> None:
     state["h_a.0.weight"] = torch.zeros(1)
-    with pytest.raises(ModelMismatchError, match=r"missing nothing; unexpected h_a.0.weight"):
+    with pytest.raises(ModelMismatchError, match=r"dict: unexpected h_a.0.weight; everything else"):
         factorized_from_state_dict(state)
 
 
@@ -346,6 +347,55 @@ def test_damaged_and_empty_files_are_refused_by_name(
         path.write_bytes(data)
         with pytest.raises(ModelMismatchError, match=f"damaged{suffix}: "):
             read_state_dict(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".safetensors"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty; download it again"),
+        (b"<!DOCTYPE html><title>Google Drive</title>", "is a web page, not weights: "),
+        (b"\xef\xbb\xbf \r\n<html>\x1b[31m", "is a web page, not weights: "),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "starts with b'\\x89PNG\\r\\n\\x1a\\n', which is no"),
+        (b"\x1b[31mred", "starts with b'\\x1b[31mred', which is no checkpoint"),
+    ],
+)
+def test_files_that_are_no_checkpoints_are_told_by_their_first_bytes(
+    tmp_path: Path, suffix: str, data: bytes, message: str
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(ModelMismatchError) as caught:
+        read_state_dict(path)
+    assert str(caught.value).startswith(f"{path}: {message}") and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_is_cut_short_is_said_to_be(tmp_path: Path, state: State, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ModelMismatchError) as caught:
+        read_state_dict(path)
+    told = "is damaged or cut short (5,000 bytes); download it again"
+    assert str(caught.value) == f"{path}: {told}"
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_advises_to_load_a_file_unsafely(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    for content in (
+        pickle.dumps({"a": 1}, protocol=4),
+        pickle.dumps(_Trap(tmp_path), protocol=2),
+        b"\x80\x02\x1b[31m",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ModelMismatchError) as caught:
+            read_state_dict(path)
+        assert "weights_only" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

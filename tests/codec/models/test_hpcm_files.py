@@ -117,6 +117,33 @@ def test_names_that_do_not_fit_are_named(state: State) -> None:
         hpcm_from_state_dict(state, "tiny")
 
 
+def test_a_tensor_too_many_is_named_alone(state: State) -> None:
+    state["extra.w"] = torch.zeros(3)
+    with pytest.raises(
+        ModelMismatchError, match=r"this HPCM: unexpected extra\.w; everything else is there$"
+    ):
+        hpcm_from_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "name", ["means_hyper", "g_a.branch.0.weight", "y_spatial_prior_s3.branch_1.0.branch.0.weight"]
+)
+def test_a_fault_that_hides_the_size_is_named_against_the_nearest(state: State, name: str) -> None:
+    known = "of the sizes base, large, phi, tiny: nearest to HPCM tiny, but "
+    shape = tuple(state[name].shape)
+    for prefix in ("", "module."):
+        given = {prefix + n: v for n, v in state.items() if n != name}
+        with pytest.raises(ModelMismatchError) as caught:
+            hpcm_from_state_dict(given)
+        assert f"{known}missing {name}; if" in str(caught.value)
+        assert str(caught.value).endswith("name --arch hpcm-tiny")
+    state["g_a.branch.0.weight"] = torch.zeros(5, 3, 4, 4)
+    if name == "g_a.branch.0.weight":
+        with pytest.raises(ModelMismatchError) as caught:
+            hpcm_from_state_dict(state)
+        assert f"{known}{name} has shape (5, 3, 4, 4), not {shape};" in str(caught.value)
+
+
 def test_a_shape_that_does_not_fit_is_named(state: State) -> None:
     state["h_a.branch.1.bias"] = torch.zeros(31)
     with pytest.raises(
@@ -140,7 +167,9 @@ def test_a_name_with_and_without_prefix_is_refused(state: State) -> None:
 
 
 def test_the_wrong_size_is_refused_with_the_right_one(state: State) -> None:
-    with pytest.raises(ModelMismatchError, match="tensors of HPCM tiny; expected large"):
+    with pytest.raises(
+        ModelMismatchError, match="tiny; expected large; leave out --arch or name hpcm-tiny"
+    ):
         hpcm_from_state_dict(state, "large")
     with pytest.raises(ConfigError, match="size is 'huge'"):
         hpcm_from_state_dict(state, "huge")

@@ -1,6 +1,7 @@
 """Checkpoints of a training run: written whole or not at all, read without pickle's powers."""
 
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ def load(path: Path) -> dict[str, Any]:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"{path}: no such checkpoint") from None
+    # Without torch's own words, which advise to load it unsafely.
+    except pickle.UnpicklingError:
+        reason = "it is damaged, or holds more than tensors and plain values"
+        raise TrainingError(f"{path}: cannot be read as a checkpoint ({reason})") from None
     except Exception as error:  # torch raises a dozen kinds on damaged files.
         reason = str(error).strip().partition("\n")[0]
         raise TrainingError(f"{path}: cannot be read as a checkpoint ({reason})") from None

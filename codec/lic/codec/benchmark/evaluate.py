@@ -95,7 +95,7 @@ def installed_backends(bundle: Bundle) -> list[str]:
 
     Without graphs only torch can, which, where it is missing, says so itself.
     """
-    graphs = ["onnx"] if bundle.manifest.graphs else []
+    graphs = ["onnx"] if bundle.has_graphs else []
     return [*graphs, "torch"] if _has_torch() or not graphs else graphs
 
 

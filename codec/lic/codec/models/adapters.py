@@ -5,8 +5,11 @@ or without the integer tables of `update()`; all of them load. Nothing is ever u
 tensors and plain values.
 """
 
+import codecs
+import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +21,7 @@ from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models.blocks import Activation
 from lic.codec.models.bmshj2018 import FactorizedPrior
 from lic.codec.models.hyperprior import ScaleHyperprior
-from lic.codec.models.names import listed
+from lic.codec.models.names import difference, listed
 from lic.codec.models.parameter_counts import check_size
 
 _Model = TypeVar("_Model", FactorizedPrior, ScaleHyperprior)
@@ -37,39 +40,82 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a .pth, .pth.tar or .safetensors file; unwraps {"state_dict": ...}.
 
     Raises:
-        ModelMismatchError: missing, damaged, holding more than tensors and plain values, or tensors
-            of more bytes than the file.
+        ModelMismatchError: missing, damaged, no checkpoint at all, holding more than tensors and
+            plain values, or tensors of more bytes than the file.
     """
+    size = _check_start(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ModelMismatchError(f"{path}: no such file") from None
+        # Its warnings are of pickle's versions; what matters of them becomes an error.
+        with warnings.catch_warnings(action="ignore"):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        raise ModelMismatchError(f"{path}: {_unpickling(str(error))}") from None
+    except Exception:  # torch and safetensors raise a dozen kinds on damaged files.
         raise ModelMismatchError(
-            f"{path}: holds more than tensors and was not loaded ({reason}); save its state dict "
-            "alone and try again"
+            f"{path}: is damaged or cut short ({size:,} bytes); download it again"
         ) from None
-    except Exception as error:  # torch and safetensors raise a dozen kinds on damaged files.
-        raise ModelMismatchError(f"{path}: cannot be read as weights ({error})") from None
     # Not for ever: a mapping may contain itself.
     for _ in range(4):
         if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
             content = content["state_dict"]
     if not _is_state_dict(content):
         raise ModelMismatchError(f"{path}: expected a state dict of tensors")
-    _check_bytes(path, content)
+    _check_bytes(path, size, content)
     return dict(content)
 
 
-def _check_bytes(path: Path, state: Mapping[str, Tensor]) -> None:
+def _check_start(path: Path) -> int:
+    """Refuse what is no checkpoint by its first bytes, and return the file's size in bytes."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise ModelMismatchError(f"{path}: no such file") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelMismatchError(f"{path}: cannot be read as weights ({reason})") from None
+    if not start:
+        raise ModelMismatchError(f"{path}: is empty; download it again")
+    # Eight bytes of any length, then the header's JSON; else zip, or a pickle with its protocol.
+    named = path.suffix == ".safetensors"
+    good = start[8:9] == b"{" if named else start.startswith((b"PK", b"\x80"))
+    if good:
+        return size
+    if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<"):
+        raise ModelMismatchError(
+            f"{path}: is a web page, not weights: the download was not the file itself; download "
+            "it again"
+        )
+    raise ModelMismatchError(
+        f"{path}: starts with {start[:8]!r}, which is no checkpoint; expected a file of torch.save "
+        "or .safetensors"
+    )
+
+
+def _unpickling(text: str) -> str:
+    """Say why a pickle was refused, without torch's advice to load it unsafely."""
+    found = re.search(r"GLOBAL ([\w.]+)", text)
+    if found:
+        return (
+            f"holds more than tensors and was not loaded ({found[1]}); save its state dict alone "
+            "and try again"
+        )
+    return (
+        "is damaged or holds more than tensors, and was not loaded; download it again, or save its "
+        "state dict alone with torch.save"
+    )
+
+
+def _check_bytes(path: Path, size: int, state: Mapping[str, Tensor]) -> None:
     """Refuse tensors that repeat or share their memory: with strides of nought, four bytes do."""
     found = sum(value.numel() * value.element_size() for value in state.values())
-    size = path.stat().st_size
     if found > size:
         raise ModelMismatchError(
             f"{path}: names tensors of {found:,} bytes in a file of {size:,}; save tensors that "
@@ -92,7 +138,8 @@ def detect_architecture(state: Mapping[str, Tensor]) -> str:
         ModelMismatchError: not the names of any architecture; names what was found.
     """
     names = {name.removeprefix("module.") for name in state}
-    if "means_hyper" in names:
+    # One of two, so that a file that lacks the other is told so by name.
+    if "means_hyper" in names or any(name.startswith("y_spatial_prior_") for name in names):
         return "hpcm"
     if {"g_a.0.weight", "g_a.6.weight"} <= names:
         conditional = any(name.startswith(("h_a.", "h_s.")) for name in names)
@@ -158,8 +205,7 @@ def _model(
     lacking = [name for name in missing if not name.endswith((*_TABLE_BUFFERS, ".scale_table"))]
     if lacking or unexpected:
         raise ModelMismatchError(
-            f"not a {architecture.name} state dict: "
-            f"missing {listed(lacking)}; unexpected {listed(unexpected)}"
+            f"not a {architecture.name} state dict: {difference(lacking, unexpected)}"
         )
     return model.eval()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models.hpcm import HPCM, TABLE_BUFFERS
 from lic.codec.models.hpcm_config import SIZES, HPCMConfig, Placement, hpcm_config
-from lic.codec.models.names import listed
+from lic.codec.models.names import difference, listed
 from lic.codec.models.parameter_counts import check_size
 
 # Lambdas of the published models, by metric, in order of their rate points from 1.
@@ -101,9 +101,7 @@ def _check_names(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> N
     lacking = [n for n in missing if not n.startswith((_ADAPTIVE, _STANDARD))]
     if lacking or unexpected:
         raise ModelMismatchError(
-            f"not a state dict of this HPCM: missing {listed(lacking)}; unexpected "
-            f"{listed(unexpected)}; expected the names of a model with {len(wanted)} tensors "
-            "beside upstream's tables"
+            f"not a state dict of this HPCM: {difference(lacking, unexpected)}"
         )
     every = sum(name.startswith(_ADAPTIVE) for name in wanted)
     if adaptive and len(adaptive) < every:
@@ -146,7 +144,10 @@ def _check_size(given: Mapping[str, Tensor], size: str) -> None:
         # What exactly does not fit the size asked for says more.
         return
     if found is not None and found != size:
-        raise ModelMismatchError(f"these are the tensors of HPCM {found}; expected {size}")
+        raise ModelMismatchError(
+            f"these are the tensors of HPCM {found}; expected {size}; leave out --arch or name "
+            f"hpcm-{found}"
+        )
 
 
 def _detect(given: Mapping[str, Tensor]) -> HPCMConfig:
@@ -157,6 +158,7 @@ def _detect(given: Mapping[str, Tensor]) -> HPCMConfig:
     """
     config = _read_off(given)
     if config is None:
+        _refuse_nearly(given)
         raise ModelMismatchError(
             f"not a state dict of HPCM: found {listed(sorted(given))}; expected one of the sizes "
             f"{', '.join(SIZES)}"
@@ -168,10 +170,43 @@ def _detect(given: Mapping[str, Tensor]) -> HPCMConfig:
     for known in SIZES.values():
         if known.heads and replace(known, heads=0) == config:
             return known
+    _refuse_nearly(given)
     raise ModelMismatchError(
         f"an HPCM with attention of no known size: widths {config.widths}, blocks {config.blocks}, "
         f"M = {config.M}, N = {config.N}, priors {config.prior_s1_s2} and {config.prior_s3}; "
         f"expected one of {', '.join(SIZES)}"
+    )
+
+
+def _refuse_nearly(given: Mapping[str, Tensor]) -> None:
+    """Say what keeps a state dict from the known size with most of its names and shapes.
+
+    Of which it must have more than half: what fits less is no file of that size with a fault.
+    """
+    known = {}
+    for size, config in SIZES.items():
+        with torch.device("meta"):
+            state = HPCM(config).state_dict()
+        known[size] = {n: v.shape for n, v in state.items() if n not in TABLE_BUFFERS}
+
+    def shared(size: str) -> int:
+        return sum(n in given and given[n].shape == v for n, v in known[size].items())
+
+    size = max(known, key=shared)
+    wanted = known[size]
+    if 2 * shared(size) <= len(wanted):
+        return
+    missing = [n for n in wanted if n not in given and not n.startswith((_ADAPTIVE, _STANDARD))]
+    unexpected = sorted(set(given) - set(wanted))
+    wrong = [
+        f"{n} has shape {tuple(given[n].shape)}, not {tuple(v)}"
+        for n, v in wanted.items()
+        if n in given and given[n].shape != v
+    ]
+    raise ModelMismatchError(
+        f"none of the sizes {', '.join(SIZES)}: nearest to HPCM {size}, but "
+        f"{difference(missing, unexpected, wrong)}; if it is meant to be that size, mend it and "
+        f"name --arch hpcm-{size}"
     )
 
 
