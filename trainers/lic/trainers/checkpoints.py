@@ -3,6 +3,7 @@
 import os
 import pickle
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def load(path: Path) -> dict[str, Any]:
         TrainingError: missing, damaged, or holding anything but tensors and plain values.
     """
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # Its warnings are of pickle's versions; what matters of them becomes an error.
+        with warnings.catch_warnings(action="ignore"):
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"{path}: no such checkpoint") from None
     # Without torch's own words, which advise to load it unsafely.
