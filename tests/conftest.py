@@ -75,7 +75,7 @@ def _tiny_bundle(folder: Path, *, seed: int, rate_point: int) -> Path:
 @pytest.fixture
 def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the factorized prior coded in tiles, as models with a context are."""
-    from lic.codec.bundle import ARCHITECTURES
+    from lic.codec.architectures import ARCHITECTURES
 
     name = "bmshj2018-factorized"
     monkeypatch.setitem(ARCHITECTURES, name, replace(ARCHITECTURES[name], tiled=True))

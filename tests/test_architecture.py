@@ -21,7 +21,7 @@ ALLOWED = {
 # Lower layers first; a module may import its own layer and those before it.
 CODEC_LAYERS = (
     ("errors",),
-    ("container", "image_io", "tiling", "metrics"),
+    ("architectures", "container", "image_io", "tiling", "metrics"),
     ("entropy",),
     ("latents",),
     ("models",),

@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from lic.cli.app import run
+from lic.codec.bundle import Bundle
 
 
 class Result(NamedTuple):
@@ -63,3 +64,20 @@ def stepping_down(tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
                 os.seteuid(0)
 
     return down
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path) -> dict[str, Any]:
+    """What make_bundle was last told; it writes nothing, and no bundle of the user's is there."""
+    from lic.export import make_bundle as module
+
+    for variable in ("XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(variable, str(tmp_path / "data"))
+    told: dict[str, Any] = {}
+
+    def make_bundle(model: Any, target: Path, description: Any, **options: Any) -> Bundle:
+        told.update(model=model, target=target, description=description, **options)
+        return Bundle.open(tiny_bundle)
+
+    monkeypatch.setattr(module, "make_bundle", make_bundle)
+    return told

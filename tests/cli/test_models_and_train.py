@@ -47,23 +47,6 @@ def checkpoint(tmp_path: Path, tiny_model: FactorizedPrior) -> Path:
     return path
 
 
-@pytest.fixture
-def no_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path) -> dict[str, Any]:
-    """What make_bundle was last told; it writes nothing, so that no test waits for it."""
-    from lic.export import make_bundle as module
-
-    for variable in ("XDG_DATA_HOME", "LOCALAPPDATA"):
-        monkeypatch.setenv(variable, str(tmp_path / "data"))
-    told: dict[str, Any] = {}
-
-    def make_bundle(model: Any, target: Path, description: Any, **options: Any) -> Bundle:
-        told.update(model=model, target=target, description=description, **options)
-        return Bundle.open(tiny_bundle)
-
-    monkeypatch.setattr(module, "make_bundle", make_bundle)
-    return told
-
-
 def small_run(folder: Path, photos: Path, *more: object) -> list[object]:
     """Return the command line of a run of four steps with a checkpoint after each second."""
     return [

@@ -50,23 +50,6 @@ def hyperprior_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def no_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_bundle: Path) -> dict[str, Any]:
-    """What make_bundle was last told; it writes nothing, and no bundle of the user's is there."""
-    from lic.export import make_bundle as module
-
-    for variable in ("XDG_DATA_HOME", "LOCALAPPDATA"):
-        monkeypatch.setenv(variable, str(tmp_path / "data"))
-    told: dict[str, Any] = {}
-
-    def make_bundle(model: Any, target: Path, description: Any, **options: Any) -> Bundle:
-        told.update(model=model, target=target, description=description, **options)
-        return Bundle.open(tiny_bundle)
-
-    monkeypatch.setattr(module, "make_bundle", make_bundle)
-    return told
-
-
 @pytest.mark.parametrize("arch", [(), ("--arch", "hpcm-tiny")])
 def test_an_hpcm_file_becomes_a_bundle_that_codes(
     lic: Lic,
@@ -89,11 +72,11 @@ def test_an_hpcm_file_becomes_a_bundle_that_codes(
 
 
 def test_the_weights_are_those_of_the_file(
-    hpcm_file: Path, tiny_hpcm_bundle: Path, no_bundle: dict[str, Any], lic: Lic
+    hpcm_file: Path, tiny_hpcm_bundle: Path, no_export: dict[str, Any], lic: Lic
 ) -> None:
     assert lic("models", "import", hpcm_file).code == 0
     expected = load_model(Bundle.open(tiny_hpcm_bundle)).state_dict()
-    for name, value in no_bundle["model"].state_dict().items():
+    for name, value in no_export["model"].state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
@@ -115,16 +98,16 @@ def test_the_weights_are_those_of_the_file(
 def test_lambda_says_metric_and_rate_point_of_hpcm(
     lic: Lic,
     hpcm_file: Path,
-    no_bundle: dict[str, Any],
+    no_export: dict[str, Any],
     options: tuple[Any, ...],
     name: str,
     metric: str,
     rate: int,
 ) -> None:
     assert lic("models", "import", hpcm_file, *options).code == 0
-    description = no_bundle["description"]
+    description = no_export["description"]
     assert (description.name, description.metric, description.rate_point) == (name, metric, rate)
-    assert no_bundle["target"].parts[-2:] == (name, str(rate))
+    assert no_export["target"].parts[-2:] == (name, str(rate))
 
 
 @pytest.mark.parametrize(
@@ -144,32 +127,32 @@ def test_lambda_says_metric_and_rate_point_of_hpcm(
 def test_a_rate_point_that_lambda_does_not_say_is_told(
     lic: Lic,
     hpcm_file: Path,
-    no_bundle: dict[str, Any],
+    no_export: dict[str, Any],
     options: tuple[Any, ...],
     note: str,
 ) -> None:
     done = lic("models", "import", hpcm_file, *options, "--json")
-    assert done.code == 0 and no_bundle
+    assert done.code == 0 and no_export
     assert note in done.err if note else done.err == ""
 
 
 def test_an_existing_bundle_is_kept_and_the_options_named(
-    lic: Lic, hpcm_file: Path, tmp_path: Path, no_bundle: dict[str, Any]
+    lic: Lic, hpcm_file: Path, tmp_path: Path, no_export: dict[str, Any]
 ) -> None:
     folder = tmp_path / "there"
     folder.mkdir()
     done = lic("models", "import", hpcm_file, "-o", folder)
-    assert done.code == 7 and no_bundle == {}
+    assert done.code == 7 and no_export == {}
     assert f"{folder}: exists already; -f overwrites it, -o chooses another" in done.err
     assert lic("models", "import", hpcm_file, "-o", folder, "-f").code == 0
 
 
 def test_an_installed_bundle_is_kept_and_the_options_named(
-    lic: Lic, hpcm_file: Path, tmp_path: Path, no_bundle: dict[str, Any]
+    lic: Lic, hpcm_file: Path, tmp_path: Path, no_export: dict[str, Any]
 ) -> None:
     (tmp_path / "data" / "lic" / "bundles" / "hpcm-tiny" / "3").mkdir(parents=True)
     done = lic("models", "import", hpcm_file, "-q", 3)
-    assert done.code == 7 and no_bundle == {}
+    assert done.code == 7 and no_export == {}
     assert "-f overwrites it, --name or -q choose another" in done.err
 
 
@@ -183,14 +166,14 @@ def test_a_folder_without_a_model_is_named_with_what_it_lacks(
 
 
 def test_lambda_says_nothing_of_other_models(
-    lic: Lic, factorized_file: Path, hyperprior_file: Path, no_bundle: dict[str, Any]
+    lic: Lic, factorized_file: Path, hyperprior_file: Path, no_export: dict[str, Any]
 ) -> None:
     for file, name in (
         (factorized_file, "bmshj2018-factorized-relu-8-12"),
         (hyperprior_file, "bmshj2018-hyperprior-gdn-8-12"),
     ):
         assert lic("models", "import", file, "--lmbda", 0.013).code == 0
-        description = no_bundle["description"]
+        description = no_export["description"]
         assert (description.name, description.rate_point, description.lmbda) == (name, 1, 0.013)
 
 
@@ -220,7 +203,7 @@ def test_a_file_of_another_architecture_is_refused_by_name(
     hpcm_file: Path,
     factorized_file: Path,
     hyperprior_file: Path,
-    no_bundle: dict[str, Any],
+    no_export: dict[str, Any],
     kind: str,
     arch: str,
     message: str,
@@ -229,20 +212,20 @@ def test_a_file_of_another_architecture_is_refused_by_name(
     done = lic("models", "import", file, "--arch", arch)
     assert done.code == 5
     assert str(file) in done.err and message in done.err
-    assert no_bundle == {}
+    assert no_export == {}
 
 
 def test_bundles_of_other_kinds_are_refused_too(
-    lic: Lic, tiny_bundle: Path, tiny_hpcm_bundle: Path, no_bundle: dict[str, Any]
+    lic: Lic, tiny_bundle: Path, tiny_hpcm_bundle: Path, no_export: dict[str, Any]
 ) -> None:
     done = lic("models", "import", tiny_bundle, "--arch", "hpcm-base")
     assert done.code == 5 and "bmshj2018-factorized-relu-8-12, but --arch is hpcm-base" in done.err
     done = lic("models", "import", tiny_hpcm_bundle, "--arch", "hpcm-base")
     assert done.code == 5 and "is hpcm-tiny, but --arch is hpcm-base" in done.err
-    assert no_bundle == {}
+    assert no_export == {}
     assert lic("models", "import", tiny_hpcm_bundle, "--arch", "hpcm-tiny").code == 0
     # Lambda comes with the bundle, and the rate point with lambda.
-    assert no_bundle["description"].rate_point == 4
+    assert no_export["description"].rate_point == 4
 
 
 def test_options_that_mean_nothing_are_refused(
@@ -264,23 +247,23 @@ def test_options_that_mean_nothing_are_refused(
 
 
 def test_activation_says_what_beta_and_gamma_of_a_foreign_file_mean(
-    lic: Lic, hyperprior_file: Path, tiny_bundle: Path, no_bundle: dict[str, Any]
+    lic: Lic, hyperprior_file: Path, tiny_bundle: Path, no_export: dict[str, Any]
 ) -> None:
     for option, found in (((), "gdn"), (("--activation", "igdn1"), "igdn1")):
         assert lic("models", "import", hyperprior_file, *option).code == 0
-        assert no_bundle["model"].config.decoder_activation == found
+        assert no_export["model"].config.decoder_activation == found
     assert lic("models", "import", tiny_bundle, "--activation", "relu").code == 0
 
 
 def test_a_file_with_some_adaptive_vectors_is_refused(
-    lic: Lic, hpcm_file: Path, no_bundle: dict[str, Any]
+    lic: Lic, hpcm_file: Path, no_export: dict[str, Any]
 ) -> None:
     state = torch.load(hpcm_file, weights_only=True)
     state["module.adaptive_params_list.4"] = torch.ones(1, 192, 1, 1)
     torch.save(state, hpcm_file)
     done = lic("models", "import", hpcm_file)
     assert done.code == 5 and "9 of 10 vectors adaptive_params_list.*" in done.err
-    assert str(hpcm_file) in done.err and no_bundle == {}
+    assert str(hpcm_file) in done.err and no_export == {}
 
 
 def test_models_with_a_context_cannot_be_trained_yet(

@@ -31,7 +31,8 @@ from lic.codec.models import (
     hyperprior_config,
 )
 from lic.codec.models.blocks import Activation
-from lic.codec.pipeline import Codec, to_network
+from lic.codec.pipeline import Codec
+from lic.codec.tiling import to_network
 from lic.export.make_bundle import Description, make_bundle
 from tests.golden.hpcm_reference import reference_state
 

@@ -16,8 +16,8 @@ from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
 from lic.codec.image_io import Picture
 from lic.codec.library import select
-from lic.codec.pipeline import Codec, to_network
-from lic.codec.tiling import Padding
+from lic.codec.pipeline import Codec
+from lic.codec.tiling import Padding, to_network
 
 
 def test_a_provider_that_is_missing_is_named(tiny_bundle: Path) -> None:

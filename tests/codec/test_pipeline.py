@@ -14,8 +14,8 @@ from lic.codec.entropy import Writer
 from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
 from lic.codec.library import family
 from lic.codec.metrics import psnr
-from lic.codec.pipeline import Codec, from_network, to_levels, to_network
-from lic.codec.tiling import Padding
+from lic.codec.pipeline import Codec
+from lic.codec.tiling import Padding, from_network, to_levels, to_network
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "kodim23.png"
 

@@ -15,8 +15,8 @@ from lic.codec.backends.torch_context import TorchContextBackend
 from lic.codec.bundle import Bundle
 from lic.codec.container import parse
 from lic.codec.errors import BitstreamError, ConfigError, NumericsError
-from lic.codec.pipeline import Codec, to_network
-from lic.codec.tiling import places
+from lic.codec.pipeline import Codec
+from lic.codec.tiling import places, to_network
 
 SIZES = [(256, 256), (512, 768), (317, 441), (1, 1), (300, 257)]
 

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lic.codec import Picture, decompress
+from lic.codec.architectures import ARCHITECTURES
 from lic.codec.bundle import Bundle
 from lic.codec.container import LicFile, Tile, parse, serialize
 from lic.codec.entropy import Writer
@@ -118,13 +119,12 @@ def test_any_model_decodes_tiles(
     codec: Codec, large_photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that lic itself never cuts, and from tiles in any order."""
-    from lic.codec import bundle
 
     data = codec.compress(Picture(pixels=large_photo), tile=TILE).data
     expected = decoded(codec, data)
     name = codec.bundle.manifest.architecture
-    plain = replace(bundle.ARCHITECTURES[name], tiled=False)
-    monkeypatch.setitem(bundle.ARCHITECTURES, name, plain)
+    plain = replace(ARCHITECTURES[name], tiled=False)
+    monkeypatch.setitem(ARCHITECTURES, name, plain)
     other = Codec(codec.bundle, backend="onnx", threads=1)
     np.testing.assert_array_equal(decoded(other, data), expected)
     assert other.compress(Picture(pixels=large_photo)).header.tile_count == 1
@@ -176,10 +176,9 @@ def test_tiles_that_cannot_be_are_refused(
         codec.compress(picture, tile=250)
     with pytest.raises(ConfigError, match="leave out --tile"):
         codec.compress(picture, lossless=True, tile=TILE)
-    from lic.codec import bundle
 
     monkeypatch.undo()
-    assert not bundle.ARCHITECTURES[codec.bundle.manifest.architecture].tiled
+    assert not ARCHITECTURES[codec.bundle.manifest.architecture].tiled
     with pytest.raises(ConfigError, match=r"tiny-relu q1 codes .* leave out --tile"):
         codec.compress(picture, tile=TILE)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lic.codec.models import HPCM
-from lic.codec.models.hpcm_config import HPCMConfig, Placement
+from lic.codec.models.hpcm_config import Placement, hpcm_config
 from lic.export.onnx_export import OPSET, quiet
 
 
@@ -27,23 +27,13 @@ class Steps(nn.Module):
 
 def _model(placement: Placement) -> HPCM:
     torch.manual_seed(0)
-    config = HPCMConfig(
-        widths=(8, 8, 8),
-        blocks=(1, 1, 1),
-        M=16,
-        N=8,
-        prior_s1_s2=(1, 1),
-        prior_s3=(1, 1),
-        heads=4,
-        placement=placement,
-    )
-    return HPCM(config).eval()
+    return HPCM(hpcm_config("tiny", placement)).eval()
 
 
 @pytest.mark.parametrize("placement", ["upstream", "corrected"])
 def test_the_steps_become_a_graph_without_searches(placement: Placement) -> None:
     steps = Steps(_model(placement)).eval()
-    example = (torch.randn(1, 16, 16, 32), torch.randn(1, 8, 4, 8))
+    example = (torch.randn(1, 64, 16, 32), torch.randn(1, 32, 4, 8))
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             steps, example, dynamo=True, opset_version=OPSET, verbose=False, optimize=True

@@ -15,8 +15,7 @@ from lic.codec.backends import open_backend
 from lic.codec.bundle import DECODER, ENCODER, WEIGHTS, Bundle, safetensors_index
 from lic.codec.errors import ConfigError, ExportError, NumericsError, OutputError
 from lic.codec.models import FactorizedPrior
-from lic.codec.pipeline import to_network
-from lic.codec.tiling import Padding
+from lic.codec.tiling import Padding, to_network
 from lic.export import make_bundle as module
 from lic.export import onnx_export
 from lic.export.make_bundle import Description, make_bundle

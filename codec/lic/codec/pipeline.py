@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lic.codec.architectures import ARCHITECTURES
 from lic.codec.backends import Backend, open_backend
-from lic.codec.bundle import ARCHITECTURES, Bundle
+from lic.codec.bundle import Bundle
 from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse, serialize
 from lic.codec.entropy import Reader, SymbolCoder, Writer
 from lic.codec.errors import BitstreamError, ConfigError, LimitError, NumericsError
@@ -29,12 +30,14 @@ from lic.codec.library import for_fingerprint, select
 from lic.codec.tiling import (
     LARGEST_TILE_PIXELS,
     Grid,
-    Padding,
     Place,
     Seams,
     check_tile,
+    from_network,
     places,
     plan,
+    tile_to_network,
+    to_levels,
 )
 
 # A lossless payload can beat the learned stream on tiny pictures and on drawings of few colours;
@@ -347,37 +350,6 @@ def _other_symbols(how: str) -> NumericsError:
         "parameters than the encoder's; decode with the encoder's backend on the same kind of "
         "device"
     )
-
-
-def to_network(
-    pixels: NDArray[np.uint8], padding: Padding, *, alone: bool = True
-) -> NDArray[np.float32]:
-    """Return x (1, 3, H', W') in [0, 1] from pixels (H, W, C), padded; `alone`: no tile of many."""
-    padded = padding.pad(pixels, alone=alone)
-    planes = np.broadcast_to(padded.transpose(2, 0, 1), (3, *padded.shape[:2]))
-    # A product with 1 / 255 is another number for half of all levels than what models train on.
-    return np.divide(planes, np.float32(255), dtype=np.float32, order="C")[None]
-
-
-def tile_to_network(
-    pixels: NDArray[np.uint8], place: Place, padding: Padding
-) -> NDArray[np.float32]:
-    """Return x (1, 3, H', W') of a tile's coded area, padded, from a picture's pixels (H, W, C)."""
-    area = pixels[place.rows.outer, place.columns.outer]
-    return to_network(area, padding, alone=area.shape == pixels.shape)
-
-
-def from_network(x_hat: NDArray[np.float32], colour: int) -> NDArray[np.float32]:
-    """Return planes (C, H', W') of x_hat (1, 3, H', W'); gray is the mean of the channels."""
-    planes: NDArray[np.float32] = x_hat[0]
-    return planes.mean(axis=0, keepdims=True) if colour == 1 else planes
-
-
-def to_levels(planes: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return pixels (H, W, C) from planes (C, H, W) in [0, 1]."""
-    levels = planes * np.float32(255)
-    np.rint(levels, out=levels)
-    return levels.astype(np.uint8).transpose(1, 2, 0)
 
 
 def compress_lossless(picture: Picture) -> Encoded:

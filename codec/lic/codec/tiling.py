@@ -1,4 +1,4 @@
-"""Pictures to sizes that networks accept, and back: padding, strips, tiles and their seams."""
+"""Pictures to what networks accept, and back: padding, strips, tiles and their seams, samples."""
 
 # Shapes: H W pixels, C channels; a tile's coded area has h w pixels.
 
@@ -284,3 +284,34 @@ class Seams:
         weights = (np.arange(zone.shape[2], dtype=np.float32) + 0.5) / max(1, 2 * self._overlap)
         # Not a sum of two products: where both tiles agree, nothing is rounded.
         zone[...] = before + weights * (zone - before)
+
+
+def to_network(
+    pixels: NDArray[np.uint8], padding: Padding, *, alone: bool = True
+) -> NDArray[np.float32]:
+    """Return x (1, 3, H', W') in [0, 1] from pixels (H, W, C), padded; `alone`: no tile of many."""
+    padded = padding.pad(pixels, alone=alone)
+    planes = np.broadcast_to(padded.transpose(2, 0, 1), (3, *padded.shape[:2]))
+    # A product with 1 / 255 is another number for half of all levels than what models train on.
+    return np.divide(planes, np.float32(255), dtype=np.float32, order="C")[None]
+
+
+def tile_to_network(
+    pixels: NDArray[np.uint8], place: Place, padding: Padding
+) -> NDArray[np.float32]:
+    """Return x (1, 3, H', W') of a tile's coded area, padded, from a picture's pixels (H, W, C)."""
+    area = pixels[place.rows.outer, place.columns.outer]
+    return to_network(area, padding, alone=area.shape == pixels.shape)
+
+
+def from_network(x_hat: NDArray[np.float32], colour: int) -> NDArray[np.float32]:
+    """Return planes (C, H', W') of x_hat (1, 3, H', W'); gray is the mean of the channels."""
+    planes: NDArray[np.float32] = x_hat[0]
+    return planes.mean(axis=0, keepdims=True) if colour == 1 else planes
+
+
+def to_levels(planes: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return pixels (H, W, C) from planes (C, H, W) in [0, 1]."""
+    levels = planes * np.float32(255)
+    np.rint(levels, out=levels)
+    return levels.astype(np.uint8).transpose(1, 2, 0)
