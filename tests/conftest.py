@@ -16,6 +16,11 @@ SAMPLE = Path(__file__).parents[1] / "samples" / "kodim23.png"
 Activation = Literal["relu", "gdn", "igdn1"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes golden files anew, where a change is meant."""
+    parser.addoption("--regenerate-golden", action="store_true", help="write golden files anew")
+
+
 def _crop(top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
     with Image.open(SAMPLE) as image:
         pixels = np.asarray(image.convert("RGB"))

@@ -30,11 +30,16 @@ CODEC_LAYERS = (
     ("pillow_plugin", "benchmark", "inspection"),
 )
 TRAINERS_LAYERS = (
-    ("config", "schedules"),
-    ("losses", "optimizers", "data"),
-    ("objective", "start", "checkpoints"),
+    ("config", "schedules", "files", "photos", "workers", "crop_manifest", "curves"),
+    ("losses", "optimizers", "data", "prepare", "precision", "guard", "ema"),
+    (
+        "objective", "start", "replacement", "scope", "qat",
+        "checkpoints", "validation", "trackers", "reconstructions",
+    ),
+    ("recipes", "models"),
     ("loop",),
-)
+    ("runs",),
+)  # fmt: skip
 TORCH_MODULES = ("lic.codec.models", "lic.codec.backends.torch_")
 SLOW = ("torch", "onnxruntime", "numpy", "PIL", "rich", "onnx", "lightning_fabric")
 

@@ -47,6 +47,32 @@ def planted(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
     monkeypatch.setattr(Codec, "decompress", decompress)
 
 
+def test_eval_takes_its_model_in_front_of_the_folder(
+    lic: Lic, pictures: Path, tiny_bundle: Path
+) -> None:
+    done = lic("eval", tiny_bundle, pictures, "--repeats", 1, "--backend", "onnx")
+    assert done.code == 0 and "tiny-relu q1" in done.out
+    for wrong in ([tiny_bundle, tiny_bundle, pictures], [tiny_bundle, pictures, "-m", "x"]):
+        done = lic("eval", *wrong)
+        assert done.code == 2 and "at most one model and one folder" in done.err
+
+
+def test_eval_measures_a_checkpoint_by_real_files(
+    lic: Lic, pictures: Path, tiny_model: Any, tmp_path: Path
+) -> None:
+    import torch
+
+    weights = tmp_path / "weights.pth"
+    torch.save(tiny_model.state_dict(), weights)
+    options = ("--repeats", 1, "--backend", "onnx", "--json")
+    done = lic("eval", weights, pictures, *options)
+    assert done.code == 0
+    row = json.loads(done.out)
+    assert row["pictures"] == row["same_symbols"] == 2
+    assert row["bpp"] > row["estimated_bpp"] > 0
+    assert lic("eval", weights, pictures, "-q", 2).code == 2
+
+
 def test_eval_prints_a_table_and_writes_every_number(
     lic: Lic, evaluation: list[object], tmp_path: Path
 ) -> None:

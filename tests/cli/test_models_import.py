@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lic.cli.models import default_name, load_any
-from lic.cli.train import _new_model
+from lic.cli.models import default_name
+from lic.cli.train import starting_model
 from lic.codec.backends.torch_backend import load_model
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError
@@ -22,6 +22,7 @@ from lic.codec.models import (
     factorized_config,
     hpcm_config,
 )
+from lic.trainers.config import TrainConfig
 
 Lic = Callable[..., Any]
 
@@ -161,7 +162,7 @@ def test_a_folder_without_a_model_is_named_with_what_it_lacks(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = lic("models", "import", ".")
-    assert done.code == 5 and f"{tmp_path}: holds no model; expected checkpoint.pt" in done.err
+    assert done.code == 5 and f"{tmp_path}: holds no model; expected checkpoints/" in done.err
     assert "manifest.json" in done.err
 
 
@@ -266,11 +267,14 @@ def test_a_file_with_some_adaptive_vectors_is_refused(
     assert str(hpcm_file) in done.err and no_export == {}
 
 
-def test_models_with_a_context_cannot_be_trained_yet(
-    hpcm_file: Path, hyperprior_file: Path, tiny_hpcm_bundle: Path
-) -> None:
-    for init in (hpcm_file, hyperprior_file, tiny_hpcm_bundle):
-        with pytest.raises(ConfigError, match="trains bmshj2018-factorized only") as caught:
-            _new_model(None, None, init)
+def test_hpcm_cannot_be_trained_yet(hpcm_file: Path, tiny_hpcm_bundle: Path) -> None:
+    for init in (hpcm_file, tiny_hpcm_bundle):
+        with pytest.raises(ConfigError, match="is hpcm; this command trains bmshj2018") as caught:
+            starting_model(TrainConfig(), {}, init)
         assert str(init) in str(caught.value)
-        assert load_any(init)[0].name != FactorizedPrior.name
+
+
+def test_a_hyperprior_can(hyperprior_file: Path) -> None:
+    model, config = starting_model(TrainConfig(), {}, hyperprior_file)
+    assert isinstance(model, ScaleHyperprior)
+    assert config.model.arch == "hyperprior"

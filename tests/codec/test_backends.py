@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from lic.codec.architectures import Margins, strip_margins
 from lic.codec.backends import base
 from lic.codec.backends.ort_backend import OrtBackend
 from lic.codec.bundle import Bundle
@@ -109,8 +111,111 @@ def test_a_thinner_margin_would_not_do(
     symbols = backend.analyze(x)
     whole = backend.synthesize(symbols)
     monkeypatch.setattr(base, "STRIP_PIXELS", 2 * 16 * x.shape[3])
-    monkeypatch.setattr(base, "MARGIN", 1)
+    monkeypatch.setattr(backend, "_margins", Margins(1, 1))
     assert np.abs(backend.synthesize(symbols) - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [
+        ({}, {}),
+        ({"kdw": 3}, {"k": 3}),
+        ({"kdw": 5, "residual": False}, {"k": 1}),
+        ({"kdw": 9}, {"k": 7}),
+        ({"eca": True}, {"k": 15}),
+    ],
+)
+def test_margins_are_what_the_networks_reach_and_no_wider(
+    encoder: dict[str, Any], decoder: dict[str, Any]
+) -> None:
+    """One pixel or latent is made NaN, and whatever it touches with it."""
+    import torch
+
+    from lic.codec.models import FactorizedPrior
+
+    config: dict[str, Any] = {"N": 2, "M": 2}
+    for side, gain in (("encoder", encoder), ("decoder", decoder)):
+        config[f"{side}_activation"] = "gdnish" if gain else "relu"
+        config.update({f"{side}_gain": gain} if gain else {})
+    model = FactorizedPrior.from_dict(config).eval()
+    margins = strip_margins(model.config.to_dict())
+    rows = 24
+    with torch.no_grad():
+        x, y = torch.zeros(1, 3, 16 * rows, 16), torch.zeros(1, 2, rows, 1)
+        reach = set()
+        for pixel in range(16 * 12, 16 * 13):
+            x[:, :, pixel] = torch.nan
+            touched = model.analyze(x)[0, 0, :, 0].isnan().nonzero().flatten()
+            # A strip of whole latents needs row 12 if it keeps a latent that row 12 touches.
+            reach |= {abs(int(row) - 12) for row in touched}
+            x.zero_()
+        y[:, :, 12] = torch.nan
+        touched = model.synthesize(y)[0, 0, :, 0].isnan().nonzero().flatten()
+    if encoder.get("eca"):
+        assert margins.encoder is None and max(reach) >= 11
+    else:
+        assert max(reach) == margins.encoder
+    assert max(abs(int(row) // 16 - 12) for row in touched) == margins.decoder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"encoder_gain": 3}, {"decoder_gain": None}, {"decoder_gain": {"k": 10**9}},
+     {"encoder_gain": {"kdw": "3", "eca": True}}],
+)  # fmt: skip
+def test_options_that_no_model_has_are_the_bundles_fault(
+    tiny_bundle: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime needs no model, so that nothing else looks at them."""
+    bundle = Bundle.open(tiny_bundle)
+    config = {**bundle.manifest.config, **options}
+    monkeypatch.setattr(bundle, "manifest", replace(bundle.manifest, config=config))
+    with pytest.raises(ModelMismatchError, match=r"manifest\.json: .*; expected"):
+        OrtBackend(bundle)
+
+
+def test_options_left_out_of_a_config_are_the_blocks_own() -> None:
+    from lic.codec.models import FactorizedConfig
+
+    config = FactorizedConfig(encoder_activation="gdnish", decoder_activation="gdnish").to_dict()
+    assert strip_margins({**config, "encoder_gain": {}, "decoder_gain": {}}) == strip_margins(
+        config
+    )
+    assert strip_margins(config) == Margins(3, 3) and strip_margins({}) == Margins(2, 2)
+
+
+@pytest.mark.parametrize("eca", [False, True])
+def test_strips_of_gain_blocks_give_what_the_whole_picture_gives(
+    photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, eca: bool, tiny_bundle: Path
+) -> None:
+    """A gate sees the picture's averages, so that its encoder gets the picture in one piece."""
+    import torch
+
+    from lic.codec.backends.torch_backend import TorchBackend
+    from lic.codec.models import FactorizedConfig, FactorizedPrior
+    from lic.codec.models.gdnish import EncoderGain
+
+    torch.manual_seed(0)
+    config = FactorizedConfig(
+        N=8, M=12, encoder_activation="gdnish", decoder_activation="gdnish",
+        encoder_gain=EncoderGain(eca=eca),
+    )  # fmt: skip
+    model = FactorizedPrior(config).eval()
+    with torch.no_grad():
+        for parameter in [*model.g_a.parameters(), *model.g_s.parameters()]:
+            parameter.add_(0.3 * torch.rand_like(parameter) - 0.15)
+    bundle = Bundle.open(tiny_bundle)
+    manifest = replace(bundle.manifest, config=config.to_dict())
+    monkeypatch.setattr(bundle, "manifest", manifest)
+    backend = TorchBackend(bundle, model, torch.device("cpu"))
+    x = to_network(photo, Padding(multiple=16))
+    symbols = backend.analyze(x)
+    assert np.unique(symbols).size > 3, "too little to prove it"
+    x_hat = backend.synthesize(symbols)
+    monkeypatch.setattr(base, "STRIP_PIXELS", 16 * x.shape[3])
+    in_strips = backend.analyze(x)
+    assert np.count_nonzero(in_strips != symbols) <= symbols.size / 500
+    np.testing.assert_allclose(backend.synthesize(symbols), x_hat, atol=1e-5)
 
 
 def test_memory_of_a_large_picture_is_bounded() -> None:

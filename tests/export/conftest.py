@@ -7,6 +7,7 @@ import torch
 
 from lic.codec.bundle import Bundle
 from lic.codec.models import FactorizedConfig, FactorizedPrior
+from lic.codec.models.gdnish import DecoderBlock, EncoderBlock, EncoderGain
 from lic.export.make_bundle import Description, make_bundle
 
 
@@ -24,17 +25,25 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "gdn": ("gdn", "gdn", "float32"),
     "igdn1-half": ("igdn1", "igdn1", "float16"),
     "relu-half": ("relu", "relu", "float16"),
+    "gdnish": ("gdnish", "gdnish", "float32"),
 }
 
 
 def model_of(encoder: Any, decoder: Any, n: int = 8, m: int = 12) -> FactorizedPrior:
     """Return a model whose latents spread over several steps."""
     torch.manual_seed(3)
-    config = FactorizedConfig(N=n, M=m, encoder_activation=encoder, decoder_activation=decoder)
+    gain = EncoderGain(eca=True) if encoder == "gdnish" else None
+    config = FactorizedConfig(
+        N=n, M=m, encoder_activation=encoder, decoder_activation=decoder, encoder_gain=gain
+    )
     model = FactorizedPrior(config).eval()
     with torch.no_grad():
         model.g_a[-1].weight.mul_(40)  # type: ignore[operator]
         model.g_s[0].weight.mul_(0.5)  # type: ignore[operator]
+        for block in model.modules():
+            if isinstance(block, EncoderBlock | DecoderBlock):
+                for parameter in block.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 

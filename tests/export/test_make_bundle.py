@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from lic.codec.backends import open_backend
 from lic.codec.bundle import DECODER, ENCODER, WEIGHTS, Bundle, safetensors_index
 from lic.codec.errors import ConfigError, ExportError, NumericsError, OutputError
-from lic.codec.models import FactorizedPrior
+from lic.codec.models import FactorizedConfig, FactorizedPrior
+from lic.codec.models.adapters import factorized_from_state_dict
+from lic.codec.models.gdnish import DecoderGain
 from lic.codec.tiling import Padding, to_network
 from lic.export import make_bundle as module
 from lic.export import onnx_export
@@ -22,7 +24,7 @@ from lic.export.make_bundle import Description, make_bundle
 from lic.export.onnx_export import OPSET
 
 Built = Callable[[str], tuple[Bundle, str]]
-EVERY = ["relu", "relu-half", "gdn", "igdn1-half"]
+EVERY = ["relu", "relu-half", "gdn", "igdn1-half", "gdnish"]
 DESCRIPTION = Description(name="tiny", rate_point=3, lmbda=0.01, source="https://example.org")
 
 
@@ -66,10 +68,42 @@ def test_weights_are_stored_once_and_pointed_at(
             assert len(initializer.raw_data) <= 4 * 8 * 8
     convolutions = {f"{side}{i}.{part}" for i in (0, 2, 4, 6) for part in ("weight", "bias")}
     # The exporter merges tensors that are equal, which biases of 0 and 1 can be.
-    assert pointers.items() <= {name: index[name][2:] for name in convolutions}.items()
+    stored = {name: index[name][2:] for name in index if name.startswith(side)}
+    assert pointers.items() <= stored.items()
     assert pointers.keys() >= {name for name in convolutions if name.endswith("weight")}
     kinds = {index[name][0] for name in convolutions}
     assert kinds == {"F16" if dtype == "float16" else "F32"}
+
+
+# Of deployment on NPUs; rounding and what checks it are the encoder graph's last nodes.
+NPU_OPERATORS = {"Conv", "ConvTranspose", "Clip", "Mul", "Add", "GlobalAveragePool"}
+AROUND = {"Sub", "Round", "Abs", "LessOrEqual", "Where", "Cast"}
+
+
+@pytest.mark.parametrize("graph", [ENCODER, DECODER])
+def test_gain_blocks_are_operators_that_npus_run(built: Built, graph: str) -> None:
+    bundle, _ = built("gdnish")
+    proto = onnx.load(bundle.path / graph, load_external_data=False)
+    found = {node.op_type for node in proto.graph.node}
+    assert found <= NPU_OPERATORS | AROUND
+    assert ("GlobalAveragePool" in found) == (graph == ENCODER)
+
+
+def test_a_bundle_with_gain_blocks_needs_nothing_but_itself(built: Built) -> None:
+    bundle, _ = built("gdnish")
+    bundle.check()
+    config = bundle.manifest.config
+    assert config["encoder_gain"]["eca"] and config["decoder_gain"]["gmax"] == 4.0
+    state = load_file(bundle.path / WEIGHTS)
+    assert factorized_from_state_dict(state).config.to_dict() == config
+
+
+def test_half_precision_keeps_the_ends_of_gains() -> None:
+    gain = DecoderGain(gmin=0.1, gmax=2.3)
+    config = FactorizedConfig(N=2, M=2, decoder_activation="gdnish", decoder_gain=gain)
+    stored = module._stored_weights(FactorizedPrior(config), "float16")
+    assert stored["g_s.1.depthwise.weight"].dtype == torch.float16
+    assert factorized_from_state_dict(stored).config.decoder_gain == gain
 
 
 @pytest.mark.parametrize("kind", EVERY)

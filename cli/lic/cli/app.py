@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lic.cli import compress, decompress, evaluate, info, models, train
+from lic.cli import compress, decompress, evaluate, info, models
 from lic.cli.console import Exit, Output, exit_code
 
 app = typer.Typer(
@@ -45,9 +45,30 @@ app.command()(decompress.decompress)
 app.command()(info.info)
 app.command()(info.verify)
 app.add_typer(models.app, name="models")
-app.add_typer(train.app, name="train")
 app.command("eval")(evaluate.evaluate)
 app.command()(evaluate.demo)
+
+
+# Their many options cost every other command a tenth of a second, so they are read when wanted.
+_LATER = {
+    "allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False
+}  # fmt: skip
+
+
+@app.command("train", add_help_option=False, context_settings=_LATER)
+def _train(context: typer.Context) -> None:
+    """Train models."""
+    from lic.cli.train import app as later
+
+    later(context.args, prog_name="lic train")
+
+
+@app.command("data", add_help_option=False, context_settings=_LATER)
+def _data(context: typer.Context) -> None:
+    """Prepare photos for training."""
+    from lic.cli.data import app as later
+
+    later(context.args, prog_name="lic data")
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,18 +14,31 @@ import typer
 
 from lic.cli import batch, options
 from lic.cli.console import Output, note_precision
-from lic.codec.errors import NumericsError
+from lic.cli.extras import require
+from lic.cli.models import default_name, is_checkpoint, load_any
+from lic.codec.errors import ConfigError, NumericsError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from lic.codec.benchmark.classic import Point
+    from lic.codec.bundle import Bundle
 
 
 def evaluate(
-    dataset: options.Folder,
-    model: options.ModelName = None,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] DATASET",
+            help="Folder of pictures; before it, instead of -m: a bundle's name or path, a run of "
+            "lic train, or a checkpoint.",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="The same as an option. Default: the embedded model."),
+    ] = None,
     rate: Annotated[
         list[int] | None, typer.Option("-q", "--rate", help="Rate points. Default: all.")
     ] = None,
@@ -51,18 +65,22 @@ def evaluate(
         read_plain,
         summarise,
     )
-    from lic.codec.library import family
 
     batch.check_target(output, force=force)
-    pictures = find_pictures(dataset)
-    bundles = family(model, rate)
+    *named, dataset = paths
+    if len(named) + (model is not None) > 1:
+        raise ConfigError(f"found {' '.join(paths)}; expected at most one model and one folder")
+    model = named[0] if named else model
+    pictures = find_pictures(Path(dataset))
     engine: dict[str, Any] = {
         "device": device, "threads": threads, "precision": precision, "repeats": repeats
     }  # fmt: skip
     out = Output(as_json=as_json)
     note_precision(out, precision, device)
     results: list[dict[str, Any]] = []
-    with _bar(len(bundles) * len(pictures), out) as (say, advance):
+    with contextlib.ExitStack() as stack:
+        bundles = stack.enter_context(_bundles(model, rate))
+        say, advance = stack.enter_context(_bar(len(bundles) * len(pictures), out))
         say("JPEG")
         curve = jpeg_curve([read_plain(path).pixels for path in pictures])
         for bundle in bundles:
@@ -82,6 +100,27 @@ def evaluate(
         data = (json.dumps(results, indent=1) + "\n").encode()
         batch.write_output(data, output, force=force)
     _check_symbols(results, out)
+
+
+@contextlib.contextmanager
+def _bundles(model: str | None, rates: list[int] | None) -> Iterator[list["Bundle"]]:
+    """Give a family's bundles; of a run or a checkpoint make one for the time of the evaluation."""
+    from lic.codec.library import family
+
+    source = Path(model or "")
+    if model is None or not is_checkpoint(source):
+        yield family(model, rates)
+        return
+    if rates:
+        raise ConfigError(f"--rate is for bundles; leave it out with {model}")
+    require("export", "torch", "onnxscript")
+    from lic.export.make_bundle import Description, make_bundle
+
+    loaded, training = load_any(source)
+    name = default_name(loaded.config)
+    with tempfile.TemporaryDirectory() as folder:
+        description = Description(name=name, rate_point=1, training=training)
+        yield [make_bundle(loaded, Path(folder) / "bundle", description)]
 
 
 @contextlib.contextmanager

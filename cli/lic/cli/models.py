@@ -267,14 +267,14 @@ def load_any(
         provenance = {"started_from": bundle.label, **own, **bundle.manifest.training}
         model: Any = load_bundle(bundle)
     elif _is_run(source):
-        from lic.trainers.checkpoints import NAME, load_model
+        from lic.trainers.checkpoints import CHECKPOINTS, load_model
 
-        if source.is_dir() and not (source / NAME).is_file():
+        if source.is_dir() and not (source / CHECKPOINTS).is_dir():
             raise ModelMismatchError(
-                f"{source.resolve()}: holds no model; expected {NAME} of a training run or "
+                f"{source.resolve()}: holds no model; expected {CHECKPOINTS}/ of a training run or "
                 f"{MANIFEST} of a bundle in it, or the path of a checkpoint's file"
             )
-        model, provenance = load_model(source / NAME if source.is_dir() else source)
+        model, provenance = load_model(source)
     else:
         state = read_state_dict(source)
         try:
@@ -292,8 +292,15 @@ def _is_bundle(source: Path) -> bool:
     return (source / MANIFEST).is_file() or source.suffix == ".zip"
 
 
+def is_checkpoint(source: Path) -> bool:
+    """Return whether a path is that of weights to make a bundle of: a run, or a checkpoint."""
+    if source.is_dir():
+        return (source / "checkpoints").is_dir()
+    return source.is_file() and source.suffix != ".zip"
+
+
 def _is_run(source: Path) -> bool:
-    return source.is_dir() or source.name == "checkpoint.pt"
+    return source.is_dir() or (source.suffix == ".pt" and source.parent.name == "checkpoints")
 
 
 def _foreign(state: Any, activation: str, arch: str, placement: str | None) -> Any:

@@ -112,8 +112,11 @@ def _stored_weights(model: FactorizedPrior | ContextModel, dtype: str) -> dict[s
     if dtype not in ("float32", "float16"):
         raise ConfigError(f"dtype is {dtype!r}; expected float32 or float16")
     stored = {}
+    # Buffers are constants, such as the ends of a range, which would no longer be what they say.
+    learned = dict(model.named_parameters())
     for name, value in {**model.state_dict(), **_solved_quantiles(model)}.items():
-        shrink = dtype == "float16" and name.startswith(("g_a.", "g_s."))
+        transform = name in learned and name.startswith(("g_a.", "g_s."))
+        shrink = transform and dtype == "float16"
         kept = value.detach().cpu().to(torch.float16) if shrink else value.detach().cpu()
         if kept.is_floating_point() and not bool(torch.isfinite(kept).all()):
             largest = float(value.abs().max())

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from lic.codec.bundle import WEIGHTS, safetensors_index
 from lic.codec.errors import ExportError
 from lic.codec.models.blocks import GDN
+from lic.codec.models.gdnish import ChannelGate, EncoderBlock, gate_gain
 
 # The newest that torch's default exporter writes without conversion and ONNX Runtime 1.24 reads.
 OPSET = 20
@@ -58,6 +59,7 @@ def export_graph(
     if program is None:
         raise ExportError("torch.onnx.export returned nothing")
     graph: onnx.ModelProto = program.model_proto
+    _name_averages(graph.graph)
     _forget_origin(graph)
     found = next(entry.version for entry in graph.opset_import if entry.domain == "")
     if found != OPSET:
@@ -94,13 +96,53 @@ class FoldedGDN(nn.Module):
         return x * norm if self.inverse else x / norm
 
 
+class FoldedGate(nn.Module):
+    """`ChannelGate` with its kernel over channels spread out to a 1x1 convolution.
+
+    A convolution along channels would need them turned into rows, and NPUs run 1x1 ones anyhow.
+    """
+
+    folded_weight: Tensor
+    folded_bias: Tensor
+
+    def __init__(self, gate: ChannelGate, channels: int) -> None:
+        super().__init__()
+        weight, bias = gate.as_matrix(channels)
+        self.register_buffer("folded_weight", weight)
+        self.register_buffer("folded_bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W) with every channel times its gain."""
+        means = F.adaptive_avg_pool2d(x, 1)
+        return x * gate_gain(F.conv2d(means, self.folded_weight, self.folded_bias))
+
+
 def fold_normalisations(module: nn.Module) -> nn.Module:
-    """Return a copy of a module in which every GDN is a `FoldedGDN`; the module stays as it is."""
+    """Return a copy of a module with GDN and channel gates folded; the module stays as it is."""
     copied = copy.deepcopy(module)
     for name, layer in list(copied.named_modules()):
         if isinstance(layer, GDN):
             copied.set_submodule(name, FoldedGDN(layer))
+        elif isinstance(layer, EncoderBlock) and layer.gate is not None:
+            channels = layer.project.out_channels
+            copied.set_submodule(f"{name}.gate", FoldedGate(layer.gate, channels))
     return copied
+
+
+def _name_averages(graph: onnx.GraphProto) -> None:
+    """Turn means over height and width into the operator of that name, which NPUs know."""
+    axes = {i.name: numpy_helper.to_array(i).tolist() for i in graph.initializer if i.dims == [2]}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2:
+            continue
+        keeps = all(a.i for a in node.attribute if a.name == "keepdims")
+        if keeps and sorted(axis % 4 for axis in axes.get(node.input[1], [])) == [2, 3]:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+    used = {name for node in graph.node for name in node.input}
+    kept = [i for i in graph.initializer if i.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _forget_origin(model: onnx.ModelProto) -> None:

@@ -10,6 +10,7 @@ from lic.codec.models import (
     ScaleHyperprior,
 )
 from lic.codec.models.blocks import GDN, Activation
+from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 
 MakeModel = Callable[..., FactorizedPrior]
 MakeHyperprior = Callable[..., ScaleHyperprior]
@@ -48,6 +49,9 @@ def _randomise(model: FactorizedPrior | ScaleHyperprior) -> None:
         if isinstance(module, GDN):
             module.beta.uniform_(0.5, 1.5)
             module.gamma.uniform_(-0.1, 0.3)
+        elif isinstance(module, EncoderBlock | DecoderBlock):
+            for parameter in module.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
     for name in ("g_a.0.weight", "g_a.6.weight"):
         model.get_parameter(name).mul_(10)
     bottleneck = model.entropy_bottleneck

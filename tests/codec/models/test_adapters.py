@@ -17,6 +17,7 @@ from lic.codec.models.adapters import (
     read_state_dict,
 )
 from lic.codec.models.blocks import Activation
+from lic.codec.models.gdnish import DecoderGain, EncoderGain
 
 MakeModel = Callable[..., FactorizedPrior]
 MakeHyperprior = Callable[..., ScaleHyperprior]
@@ -119,12 +120,12 @@ def test_loading_leaves_the_callers_tensors_alone(state: State) -> None:
     assert all(torch.equal(value, before[name]) for name, value in state.items())
 
 
-@pytest.mark.parametrize("decoder", ["gdn", "igdn1", "relu"])
-@pytest.mark.parametrize("encoder", ["gdn", "igdn1", "relu"])
+@pytest.mark.parametrize("decoder", ["gdn", "igdn1", "relu", "gdnish"])
+@pytest.mark.parametrize("encoder", ["gdn", "igdn1", "relu", "gdnish"])
 def test_sides_may_differ_in_their_activations(
     make_model: MakeModel, encoder: Activation, decoder: Activation
 ) -> None:
-    kinds = {encoder, decoder} - {"relu"}
+    kinds = {encoder, decoder} - {"relu", "gdnish"}
     if len(kinds) == 2:
         return  # GDN and GDN1 have the same tensors: a file with both cannot tell which is where.
     model = make_model(encoder, decoder)
@@ -132,6 +133,35 @@ def test_sides_may_differ_in_their_activations(
     loaded = factorized_from_state_dict(model.state_dict(), normalisation=normalisation)
     assert loaded.config == model.config
     _assert_same_model(loaded, model)
+
+
+@pytest.mark.parametrize("architecture", [FactorizedPrior, ScaleHyperprior])
+def test_options_of_gain_blocks_are_read_off_the_tensors(
+    architecture: type[FactorizedPrior | ScaleHyperprior],
+) -> None:
+    config = {
+        "N": 8,
+        "M": 12,
+        "encoder_activation": "gdnish",
+        "encoder_gain": EncoderGain(t=3, kdw=5, eca=True, residual=False).to_dict(),
+        "decoder_activation": "gdnish",
+        "decoder_gain": DecoderGain(k=1, gmin=0.1, gmax=2.3, residual=True).to_dict(),
+    }
+    model = architecture.from_dict(config).eval()
+    factorized = architecture is FactorizedPrior
+    convert = factorized_from_state_dict if factorized else hyperprior_from_state_dict
+    assert detect_architecture(model.state_dict()) == architecture.name
+    loaded = convert(model.state_dict())
+    assert loaded.config.to_dict() == config
+    _assert_same_model(loaded, model)
+
+
+@pytest.mark.parametrize("name", ["g_a.1.options", "g_s.1.pointwise.weight"])
+def test_gain_blocks_that_lack_a_tensor_are_told(make_model: MakeModel, name: str) -> None:
+    state = dict(make_model("gdnish", "gdnish").state_dict())
+    del state[name]
+    with pytest.raises(ModelMismatchError, match=f"not a bmshj2018-factorized .*{name[:6]}"):
+        factorized_from_state_dict(state)
 
 
 @pytest.mark.parametrize("name", ["g_s.4.weight", "g_a.3.gamma", "entropy_bottleneck.biases.4"])

@@ -13,6 +13,7 @@ from lic.codec.models.blocks import (
     conv,
     deconv,
 )
+from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (5, 4), (16, 33)])
@@ -110,6 +111,8 @@ def test_activation_makes_the_layer_of_its_name(inverse: bool) -> None:
     x = torch.tensor([-1.0, 2.0])
     assert isinstance(relu, nn.ReLU) and relu(x).tolist() == [0, 2]
     assert x.tolist() == [-1, 2], "ReLU changed its input in place"
+    block = activation("gdnish", 5, inverse=inverse)
+    assert isinstance(block, DecoderBlock if inverse else EncoderBlock)
 
 
 def _random_gdn(channels: int, *, inverse: bool, simplified: bool) -> GDN:

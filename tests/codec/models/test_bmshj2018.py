@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ from torch import nn
 
 from lic.codec.errors import ConfigError
 from lic.codec.models import FactorizedConfig, FactorizedPrior, bits, factorized_config
+from lic.codec.models.blocks import Activation
+from lic.codec.models.gdnish import DecoderGain, EncoderGain
 
 MakeModel = Callable[..., FactorizedPrior]
 
@@ -110,6 +113,8 @@ def test_bits_count_the_information_of_all_latents() -> None:
         ({"N": "8"}, "N is '8'"),
         ({"encoder_activation": "selu"}, "encoder_activation is 'selu'"),
         ({"decoder_activation": ""}, "decoder_activation is ''"),
+        ({"encoder_gain": EncoderGain()}, "encoder_gain is for gdnish, .* is 'gdn'"),
+        ({"decoder_gain": DecoderGain()}, "decoder_gain is for gdnish, .* is 'gdn'"),
     ],
 )
 def test_configs_that_cannot_work_are_refused_by_name(options: dict[str, Any], named: str) -> None:
@@ -117,7 +122,17 @@ def test_configs_that_cannot_work_are_refused_by_name(options: dict[str, Any], n
         FactorizedConfig(**options)
 
 
-@pytest.mark.parametrize("options", [{"N": "8"}, {"K": 8}, {"M": None}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"N": "8"},
+        {"K": 8},
+        {"M": None},
+        {"encoder_activation": "gdnish", "encoder_gain": {"k": 3}},
+        {"decoder_activation": "gdnish", "decoder_gain": {"gmin": 9}},
+        {"decoder_gain": None},
+    ],
+)
 def test_dictionaries_that_are_no_config_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="bmshj2018-factorized"):
         FactorizedPrior.from_dict(options)
@@ -132,6 +147,48 @@ def test_unknown_sizes_are_refused(size: str) -> None:
 def test_a_config_survives_its_dictionary() -> None:
     config = FactorizedConfig(N=8, M=12, encoder_activation="relu", decoder_activation="igdn1")
     assert FactorizedPrior.from_dict(config.to_dict()).config == config
+
+
+def test_a_config_with_gain_blocks_survives_its_dictionary() -> None:
+    config = FactorizedConfig(
+        N=8,
+        M=12,
+        encoder_activation="gdnish",
+        decoder_activation="gdnish",
+        encoder_gain=EncoderGain(t=3, eca=True),
+        decoder_gain=DecoderGain(gmax=2),
+    )
+    values = json.loads(json.dumps(config.to_dict()))
+    assert FactorizedPrior.from_dict(values).config == config
+    # Options that nobody told are the defaults, and said so from then on.
+    plain = FactorizedConfig(N=8, M=12, decoder_activation="gdnish")
+    assert plain.to_dict()["decoder_gain"] == DecoderGain().to_dict()
+
+
+@pytest.mark.parametrize("act", ["gdn", "relu", "igdn1"])
+def test_configs_without_gain_blocks_are_what_they_were_before_there_were_any(
+    act: Activation,
+) -> None:
+    """Bundles' fingerprints cover the config: another entry would orphan every file."""
+    assert factorized_config("lite", act).to_dict() == {
+        "N": 64,
+        "M": 96,
+        "encoder_activation": act,
+        "decoder_activation": act,
+    }
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 40)])
+def test_models_with_gain_blocks_take_any_picture_and_learn_everywhere(
+    make_model: MakeModel, size: tuple[int, int]
+) -> None:
+    model = make_model("gdnish", "gdnish").train()
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    x_hat, likelihoods = model(x)
+    assert x_hat.shape == x.shape
+    torch.autograd.backward(bits(likelihoods) + (x_hat - x).square().sum())
+    idle = {k for k, v in model.named_parameters() if v.grad is None or not v.grad.any()}
+    assert idle == {"entropy_bottleneck.quantiles"} or size == (1, 1)
 
 
 def _meta(config: FactorizedConfig) -> FactorizedPrior:

@@ -40,7 +40,7 @@ def test_any_picture_size_works(model: ScaleHyperprior, size: tuple[int, int]) -
     assert likelihoods["z"].shape == (2, 8, rows, columns)
 
 
-@pytest.mark.parametrize("activation", ["gdn", "igdn1", "relu"])
+@pytest.mark.parametrize("activation", ["gdn", "igdn1", "relu", "gdnish"])
 @pytest.mark.parametrize("size", [(64, 128), (50, 70)])
 def test_coding_gives_exactly_what_forward_gives(
     make_hyperprior: MakeHyperprior, activation: str, size: tuple[int, int]
@@ -94,7 +94,7 @@ def test_training_adds_noise_to_both_latents(make_hyperprior: MakeHyperprior) ->
     assert not torch.equal(first.likelihoods["z"], second.likelihoods["z"])
 
 
-@pytest.mark.parametrize("activation", ["gdn", "igdn1", "relu"])
+@pytest.mark.parametrize("activation", ["gdn", "igdn1", "relu", "gdnish"])
 def test_every_parameter_but_the_quantiles_learns_from_a_picture(
     make_hyperprior: MakeHyperprior, activation: str
 ) -> None:

@@ -19,7 +19,22 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *(
         (name, {"N": n, "M": m, "encoder_activation": one, "decoder_activation": two})
         for name in ("bmshj2018-factorized", "bmshj2018-hyperprior")
-        for n, m, one, two in ((8, 12, "gdn", "relu"), (64, 96, "relu", "igdn1"))
+        for n, m, one, two in (
+            (8, 12, "gdn", "relu"),
+            (64, 96, "relu", "igdn1"),
+            (64, 96, "gdnish", "gdnish"),
+        )
+    ),
+    (
+        "bmshj2018-factorized",
+        {
+            "N": 8,
+            "M": 12,
+            "encoder_activation": "gdnish",
+            "encoder_gain": {"t": 3, "kdw": 5, "eca": True, "residual": False},
+            "decoder_activation": "gdnish",
+            "decoder_gain": {"k": 7},
+        },
     ),
 ]
 

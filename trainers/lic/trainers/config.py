@@ -1,71 +1,412 @@
-"""The options of a training run."""
+"""The options of a training run: sections of plain values, each with its help and its bounds.
+
+The command line, the TOML file of --config and the checkpoint all come from these dataclasses, so
+that an option is written down once. No torch here: `lic train --help` reads this module.
+"""
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, Self
 
 from lic.codec.errors import ConfigError
 
-Start = Literal["pca", "random"]
-Optimizer = Literal["adam", "soap"]
+
+def option(
+    default: Any,
+    help_text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    multiple: int = 1,
+) -> Any:
+    """Return a dataclass field that knows its help text and which values can work."""
+    metadata = {
+        "help": help_text, "choices": choices, "above": above, "least": least, "most": most,
+        "below": below, "multiple": multiple,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
+
+
+def option_name(name: str) -> str:
+    """Return how a field is spelt on the command line."""
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One run of the rate-distortion loop; every field is an option of `lic train`.
-
-    `init` names the model that the run goes on from, for the record; empty for a fresh start.
+class Section:
+    """Options that belong together; names are unique over all sections.
 
     Raises:
         ConfigError: a value that cannot work; the message names the option.
     """
 
-    lmbda: float = 0.013
-    steps: int = 20_000
-    batch: int = 8
-    crop: int = 128
-    lr: float = 1e-3
-    entropy_lr: float = 3e-3
-    final_lr_fraction: float = 0.01
-    warmup_steps: int = 100
-    optimizer: Optimizer = "soap"
-    start: Start = "pca"
-    max_grad_norm: float = 1.0
-    ema: float = 0.999
-    checkpoint_every: int = 500
-    log_every: int = 100
-    seed: int = 0
-    init: str = ""
-
     def __post_init__(self) -> None:
-        for name, default in ((field.name, field.default) for field in fields(self)):
-            value = getattr(self, name)
-            if isinstance(default, float):
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                self._require(name, number and math.isfinite(value), "a finite number")
-            elif isinstance(default, int):
-                self._require(name, type(value) is int, "a whole number")
-            else:
-                self._require(name, isinstance(value, str), "text")
-        for name in ("lmbda", "lr", "entropy_lr"):
-            self._require(name, getattr(self, name) > 0, "a number above 0")
-        for name in ("steps", "batch", "checkpoint_every", "log_every"):
-            self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("warmup_steps", "max_grad_norm", "seed"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        self._require(
-            "crop", self.crop >= 16 and self.crop % 16 == 0, "a multiple of 16 from 16 up"
-        )
-        self._require("ema", 0 <= self.ema < 1, "0 (off) to below 1")
-        self._require("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "0 to 1")
-        self._require("optimizer", self.optimizer in get_args(Optimizer), "adam or soap")
-        self._require("start", self.start in get_args(Start), "pca or random")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} is {getattr(self, name)!r}; expected {expected}")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            # TOML and JSON have lists where a frozen value wants a tuple.
+            if isinstance(item.default, tuple) and isinstance(value, list):
+                object.__setattr__(self, item.name, tuple(value))
+            _check(item, getattr(self, item.name))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
+        """Return the fields as JSON and TOML values."""
+        pairs = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in pairs}
+
+
+def _check(item: "Field[Any]", value: Any) -> None:
+    expected = _expected(item, value)
+    if expected:
+        raise ConfigError(f"{option_name(item.name)} is {value!r}; expected {expected}")
+
+
+def _expected(item: "Field[Any]", value: Any) -> str:
+    """Return what was expected in place of `value`, nothing where it is fine."""
+    default, facts = item.default, item.metadata
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, tuple):
+        texts = isinstance(value, tuple) and all(isinstance(v, str) and v for v in value)
+        return "" if texts else "texts"
+    if isinstance(default, str):
+        choices = facts["choices"]
+        if not isinstance(value, str) or (choices and value not in choices):
+            return f"one of {', '.join(choices)}" if choices else "text"
+        return ""
+    if isinstance(default, int):
+        if type(value) is not int:
+            return "a whole number"
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return "a finite number"
+    return _out_of_bounds(facts, value)
+
+
+def _out_of_bounds(facts: Mapping[str, Any], value: float) -> str:
+    bounds = [(word, facts[key], holds) for key, word, holds in _BOUNDS if facts[key] is not None]
+    divides = facts["multiple"] == 1 or value % facts["multiple"] == 0
+    if divides and all(holds(value, b) for _, b, holds in bounds):
+        return ""
+    kind = f"a multiple of {facts['multiple']}" if facts["multiple"] > 1 else "a number"
+    return " ".join([kind, " and ".join(f"{word} {bound:g}" for word, bound, _ in bounds)])
+
+
+_BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
+    ("above", "above", operator.gt),
+    ("least", "at least", operator.ge),
+    ("below", "below", operator.lt),
+    ("most", "at most", operator.le),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """What a model trained from scratch is."""
+
+    arch: str = option(
+        "factorized", "Model of Balle et al. 2018.", choices=("factorized", "hyperprior")
+    )
+    size: str = option(
+        "lite",
+        "lite, or a quality 1 to 8 of CompressAI (1 to 5: N = 128, M = 192; 6 to 8: 192, 320).",
+        choices=("lite", *"12345678"),
+    )
+    start: str = option(
+        "pca",
+        "pca starts the transforms as a block transform of the photos' principal components.",
+        choices=("pca", "random"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationConfig(Section):
+    """The non-linearities, and the shape of the GDN-ish blocks."""
+
+    act: str = option(
+        "relu",
+        "Non-linearity. gdnish: gain blocks of convolutions, ReLU6 and products; igdn1: GDN "
+        "without squares and roots.",
+        choices=("relu", "gdnish", "igdn1", "gdn"),
+    )
+    enc_t: int = option(2, "gdnish encoder: expansion of its first 1x1.", least=1, most=16)
+    enc_kdw: int = option(3, "gdnish encoder: side of its depthwise kernel.", least=1, most=15)
+    enc_eca: bool = option(False, "gdnish encoder: channel gate of pooled neighbours.")
+    enc_residual: bool = option(True, "gdnish encoder: add the input.")
+    dec_k: int = option(3, "gdnish decoder: side of its depthwise kernel.", least=1, most=15)
+    dec_gmin: float = option(0.0, "gdnish decoder: smallest gain.", least=-64, most=64)
+    dec_gmax: float = option(4.0, "gdnish decoder: largest gain.", least=-64, most=64)
+    dec_residual: bool = option(False, "gdnish decoder: add the input.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("enc_kdw", "dec_k"):
+            if getattr(self, name) % 2 == 0:
+                found = getattr(self, name)
+                raise ConfigError(f"{option_name(name)} is {found}; expected an odd number")
+        if self.dec_gmin >= self.dec_gmax:
+            raise ConfigError(
+                f"--dec-gmin is {self.dec_gmin}; expected below --dec-gmax, {self.dec_gmax}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplacementConfig(Section):
+    """Which non-linearities of a trained model are replaced, how, and what learns after that."""
+
+    replace_parts: str = option(
+        "all",
+        "Sides whose non-linearities are replaced: encoder is what a sending NPU needs, decoder "
+        "what a viewer needs.",
+        choices=("encoder", "decoder", "all"),
+    )
+    replace_init: str = option(
+        "fit",
+        "fit: the new layers start as the best linear stand-in of the old ones on the photos; "
+        "plain: as they are made.",
+        choices=("fit", "plain"),
+    )
+    train_scope: str = option(
+        "all",
+        "What learns: the replaced layers (and the convolutions that feed a ReLU), with the "
+        "entropy model, with the hyper networks (factorized: the entropy bottleneck), or all.",
+        choices=("replaced", "replaced+entropy", "replaced+hyper", "all"),
+    )
+    freeze_entropy: bool = option(False, "Keep the entropy model as it is, whatever the scope.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Where crops come from."""
+
+    prepared: bool = option(
+        False, "The folder holds crops of 'lic data prepare': use them whole, mirrored at random."
+    )
+    crop: int = option(128, "Side of a random crop in pixels.", least=16, multiple=16)
+    batch: int = option(8, "Crops per step and process.", least=1)
+    prefix: tuple[str, ...] = option((), "Use only photos whose name starts so; repeatable.")
+    workers: int = option(0, "Processes that prepare batches ahead; 0: none.", least=0, most=256)
+    cache_mib: int = option(
+        2048, "Memory for decoded photos, per process; its workers share it.", least=0
+    )
+    val: str = option(
+        "", "Folder of pictures to validate on. Default: val2017 beside train2017, or held out."
+    )
+    val_share: float = option(
+        0.02, "Share of the photos held out where no validation folder is; 0: none.",
+        least=0, most=0.5,
+    )  # fmt: skip
+    val_count: int = option(24, "Most pictures to validate on.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(Section):
+    """What is minimised."""
+
+    loss: str = option(
+        "mse",
+        "mse: bpp + lmbda 255^2 MSE; recon: alpha L1 + (1 - alpha)(1 - MS-SSIM); rd: recon + "
+        "lambda-bpp bpp.",
+        choices=("mse", "recon", "rd"),
+    )
+    lmbda: float = option(0.013, "Weight of the distortion of --loss mse.", above=0)
+    alpha_l1: float = option(0.4, "Share of L1 in --loss recon and rd.", least=0, most=1)
+    lambda_bpp: float = option(0.01, "Weight of the rate of --loss rd.", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig(Section):
+    """Arithmetic of training; losses are float32 always."""
+
+    amp: str = option("off", "Mixed precision.", choices=("off", "bf16", "fp16"))
+    local_fp32: str = option(
+        "entropy",
+        "What stays in float32 under --amp: nothing (rates are wrong then); the entropy models; "
+        "these and the decoder; all that normalises or exponentiates; or the classes of "
+        "--local-fp32-class.",
+        choices=("none", "entropy", "entropy+decoder", "all_normexp", "custom"),
+    )
+    local_fp32_class: tuple[str, ...] = option(
+        (), "Name of a module class for --local-fp32 custom; repeatable."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.local_fp32 == "custom") != bool(self.local_fp32_class):
+            raise ConfigError(
+                f"--local-fp32 is {self.local_fp32!r} and --local-fp32-class names "
+                f"{len(self.local_fp32_class)} classes; expected custom with at least one, or none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section):
+    """How weights move."""
+
+    optimizer: str = option(
+        "soap",
+        "Of the transforms. soap and muon are second order: fewer steps, dearer ones.",
+        choices=("adam", "adamw", "soap", "muon"),
+    )
+    lr: float = option(1e-3, "Peak learning rate of the transforms.", above=0)
+    entropy_lr: float = option(3e-3, "Peak learning rate of the entropy model.", above=0)
+    weight_decay: float = option(0.0, "Decoupled weight decay (adamw, soap, muon).", least=0)
+    schedule: str = option(
+        "cosine",
+        "Of the learning rates. onecycle moves per step; plateau follows validation.",
+        choices=("none", "cosine", "onecycle", "plateau"),
+    )
+    final_lr_fraction: float = option(0.01, "End of cosine and onecycle.", least=0, most=1)
+    onecycle_pct_start: float = option(0.3, "Share of the rise.", above=0, below=1)
+    plateau_patience: int = option(5, "Validations without gain before a cut.", least=0)
+    plateau_factor: float = option(0.5, "Factor of a cut.", above=0, below=1)
+    lr_warmup_steps: int = option(100, "Linear rise at the start.", least=0)
+    max_grad_norm: float = option(1.0, "Clip of the gradient's norm; 0 = off.", least=0)
+    ema: float = option(0.999, "Decay of averaged weights; 0 = off.", least=0, below=1)
+    eb_aux: bool = option(
+        False,
+        "Learn the quantiles of the entropy bottleneck with an optimiser of their own, as "
+        "CompressAI does. Off, they are solved for exactly at the end.",
+    )
+    eb_aux_lr: float = option(1e-3, "Learning rate of --eb-aux.", above=0)
+    overflow_check: bool = option(
+        False, "Stop at the first NaN, infinite or outsized value of any layer's output."
+    )
+    overflow_tol: float = option(1e4, "What counts as outsized.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatConfig(Section):
+    """Quantisation-aware training for int8 NPUs: uint8 activations, int8 weights per channel."""
+
+    qat: bool = option(False, "Train with int8 arithmetic simulated; the entropy part never is.")
+    qat_scope: str = option(
+        "all", "Sides that are quantised.", choices=("encoder", "decoder", "all")
+    )
+    qat_calibration_steps: int = option(
+        100, "Steps at the start that only observe ranges.", least=1
+    )
+    qat_freeze_step: int = option(0, "Step from which ranges stay; 0: half of the run.", least=0)
+    qat_init: str = option(
+        "moving",
+        "How calibration turns values into ranges: extremes, the 99.99th percentile, or a moving "
+        "average of extremes.",
+        choices=("minmax", "percentile", "moving"),
+    )
+    qat_range_margin: float = option(0.0, "Share by which ranges are widened.", least=0, most=1)
+    qat_skip_first_conv: bool = option(False, "Leave the encoder's first convolution in float.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig(Section):
+    """What is shown and written on the way."""
+
+    log_every: int = option(100, "Steps between lines of metrics.", least=1)
+    val_every: int = option(0, "Steps between validations; 0: with each checkpoint.", least=0)
+    recon_every: int = option(0, "Epochs between reconstructions; 0: none.", least=0)
+    recon_count: int = option(4, "Pictures of the validation that are reconstructed.", least=1)
+    tensorboard: bool = option(False, "Also write TensorBoard events.")
+    wandb: bool = option(False, "Also log to Weights & Biases; WANDB_MODE=offline works.")
+    wandb_project: str = option("lic", "Project there.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Section):
+    """Which checkpoints stay."""
+
+    checkpoint_every: int = option(500, "Steps between checkpoints.", least=1)
+    keep_last: int = option(2, "Newest checkpoints that stay.", least=1)
+    keep_best: int = option(1, "Best checkpoints that stay besides.", least=0)
+    best_metric: str = option(
+        "val_loss", "Metric that ranks them.",
+        choices=("val_loss", "val_psnr", "val_ms_ssim", "val_bpp", "loss"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Section):
+    """Length and seed."""
+
+    steps: int = option(20_000, "Optimiser steps.", least=1)
+    epochs: int = option(0, "Passes over the photos instead of --steps; 0: --steps.", least=0)
+    seed: int = option(0, "Of weights, crops and noise.", least=0, below=2**31)
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelConfig,
+    "activation": ActivationConfig,
+    "replacement": ReplacementConfig,
+    "run": RunConfig,
+    "data": DataConfig,
+    "loss": LossConfig,
+    "optimizer": OptimizerConfig,
+    "precision": PrecisionConfig,
+    "qat": QatConfig,
+    "watch": WatchConfig,
+    "checkpoint": CheckpointConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All sections of one run; `init` names the model it goes on from, for the record."""
+
+    model: ModelConfig = ModelConfig()
+    activation: ActivationConfig = ActivationConfig()
+    replacement: ReplacementConfig = ReplacementConfig()
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    qat: QatConfig = QatConfig()
+    watch: WatchConfig = WatchConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    init: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return sections of JSON and TOML values."""
+        sections = {name: getattr(self, name).to_dict() for name in SECTIONS}
+        return {**sections, "init": self.init}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` gave; sections and options that are left out keep their defaults.
+
+        Raises:
+            ConfigError: a section or option that does not exist, or a value that cannot work.
+        """
+        init = values.get("init", "")
+        if not isinstance(init, str):
+            raise ConfigError(f"init is {init!r}; expected text")
+        unknown = [name for name in values if name not in SECTIONS and name != "init"]
+        if unknown:
+            raise ConfigError(
+                f"no section is called {unknown[0]!r}; expected some of {', '.join(SECTIONS)}"
+            )
+        made = {name: _section(name, values[name]) for name in SECTIONS if name in values}
+        return cls(init=init, **made)
+
+    def updated(self, values: Mapping[str, Any]) -> Self:
+        """Return this with options, given by their unique names, set to other values."""
+        changed = {}
+        for name, kind in SECTIONS.items():
+            own = {item.name: values[item.name] for item in fields(kind) if item.name in values}
+            if own:
+                changed[name] = replace(getattr(self, name), **own)
+        return replace(self, **changed)
+
+
+def _section(name: str, values: Any) -> Any:
+    known = [item.name for item in fields(SECTIONS[name])]
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"[{name}] is {values!r}; expected a section with options")
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise ConfigError(
+            f"[{name}] has no option {unknown[0]!r}; expected some of {', '.join(known)}"
+        )
+    return SECTIONS[name](**values)

@@ -1,108 +1,203 @@
-"""Random crops of a folder of photos, as a pure function of the step.
+"""Batches of crops of photos, as a pure function of the step.
 
-Shapes: B batch, S crop side, H W pixels as stored, C channels (1 gray, 3 RGB).
+Shapes: B batch of one process, H W pixels of a crop (H = W = S for random ones), C channels of a
+photo (1 gray, 3 RGB).
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lic.codec.errors import TrainingError
-from lic.codec.image_io import READABLE_SUFFIXES, read_picture
+from lic.codec.image_io import READABLE, read_picture
+from lic.codec.image_io.reader import open_image
+from lic.trainers.config import DataConfig
+from lic.trainers.crop_manifest import read_manifest
+from lic.trainers.photos import find_photos, split_validation
+from lic.trainers.workers import begin_worker, worker_context
+
+__all__ = ["TrainingData", "find_photos", "split_validation"]
+
+# Crops, files that turned out to be of no use, and what went wrong.
+_Item = tuple[Tensor, dict[Path, str], str]
 
 
-def find_photos(folder: Path, prefixes: Sequence[str] = ()) -> list[Path]:
-    """Return the pictures below `folder` in name order; `prefixes` keeps names that start so.
+class TrainingData:
+    """Batches of randomly mirrored crops: random windows, or crops of 'lic data prepare' whole.
 
-    Hidden files do not count: macOS leaves a `._a.jpg` beside every a.jpg on foreign disks.
+    Sample g of a run, counted over steps and processes, is photo g of an endless row of shuffled
+    epochs; its window and side come from (seed, g). So a resumed run goes on with the very crops
+    it would have seen, and two processes see what one with twice the batch sees.
 
-    Raises:
-        TrainingError: there is none.
-    """
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in READABLE_SUFFIXES
-        and not path.name.startswith(".")
-        and (not prefixes or path.name.startswith(tuple(prefixes)))
-    )
-    if not found:
-        wanted = f" whose name starts with {', '.join(prefixes)}" if prefixes else ""
-        raise TrainingError(f"{folder}: found no pictures{wanted}; expected a folder of photos")
-    return found
-
-
-class RandomCrops:
-    """Batches of random, randomly mirrored crops.
-
-    `batch(step)` depends on nothing but the arguments and the step, so a resumed run goes on with
-    the very crops it would have seen. Decoded photos stay in a cache of bounded size.
+    Attributes:
+        height: of crops in pixels.
+        width: of crops.
+        batch_size: crops per step and process.
+        unreadable: files of no use that were met so far, and why. Another photo took their place.
     """
 
     def __init__(
-        self, photos: Sequence[Path], *, crop: int, batch: int, seed: int, cache_bytes: int = 2**31
+        self,
+        photos: Sequence[Path],
+        config: DataConfig,
+        seed: int,
+        *,
+        size: tuple[int, int] | None = None,
     ) -> None:
-        self.crop = crop
-        self.batch_size = batch
+        """Make batches.
+
+        Args:
+            photos: at least one.
+            config: how.
+            seed: of order, windows and sides.
+            size: width and height of prepared crops; None looks them up.
+
+        Raises:
+            TrainingError: `--prepared` with photos that are no finished crops.
+        """
+        self.config = config
         self.seed = seed
+        self.batch_size = config.batch
         self.unreadable: dict[Path, str] = {}
+        self.width, self.height = config.crop, config.crop
+        if config.prepared:
+            self.width, self.height = size or _prepared_size(photos)
         self._photos = list(photos)
-        self._cache: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
+        self._cache: dict[Path, NDArray[np.uint8]] = {}
         self._cached = 0
-        self._cache_bytes = cache_bytes
+        self._cache_bytes = config.cache_mib * 2**20
+        self._shuffled: tuple[int, NDArray[np.intp]] | None = None
 
-    def batch(self, step: int, *, rank: int = 0) -> Tensor:
-        """Return the crops of `step`, (B, 3, S, S) float32 in [0, 1]."""
-        rng = np.random.default_rng((self.seed, step, rank))
-        crops = np.stack([self._crop(rng) for _ in range(self.batch_size)])
-        return torch.from_numpy(crops).permute(0, 3, 1, 2).float().div_(255)
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> Tensor:
+        """Return the crops of a step, uint8 (B, 3, H, W), channels last in memory.
 
-    def wider(self, *, crop: int, batch: int) -> "RandomCrops":
+        Args:
+            step: from 0.
+            rank: this process.
+            world: number of processes.
+
+        Raises:
+            TrainingError: no photo is of use, or a prepared crop has another size than the rest.
+        """
+        first = (step * world + rank) * self.batch_size
+        crops = np.empty((self.batch_size, self.height, self.width, 3), np.uint8)
+        for i in range(self.batch_size):
+            crops[i] = self._sample(first + i)
+        return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+    def steps_per_epoch(self, world: int = 1) -> int:
+        """Return how many steps of `world` processes see every photo."""
+        return -(-len(self._photos) // (self.batch_size * world))
+
+    def loader(
+        self,
+        start: int,
+        stop: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        workers: int | None = None,
+        pin: bool | None = None,
+    ) -> Iterator[tuple[Tensor, dict[Path, str]]]:
+        """Yield the batches of steps start to stop, each with the unreadable files it revealed.
+
+        The batches are those of `batch`, whatever the number of workers. Workers share the memory
+        for decoded photos between them; they end with this process, however it ends.
+
+        Args:
+            start: first step.
+            stop: the step after the last one.
+            rank: this process.
+            world: number of processes.
+            workers: that prepare batches ahead; 0: this process when asked. Default: the config's.
+            pin: whether batches lie where a GPU reads them fastest. Default: if there is one.
+
+        Raises:
+            TrainingError: as in `batch`; or a worker died.
+        """
+        workers = self.config.workers if workers is None else workers
+        data = self._with(cache_mib=self.config.cache_mib // workers) if workers else self
+        batches: DataLoader[_Item] = DataLoader(
+            _Batches(data, rank, world),
+            batch_size=None,
+            sampler=range(start, stop),
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            worker_init_fn=begin_worker if workers else None,
+            multiprocessing_context=worker_context(__name__) if workers else None,
+            pin_memory=torch.cuda.is_available() if pin is None else pin,
+            # Or else the loader takes a number from the generator of the model's noise.
+            generator=torch.Generator(),
+        )
+        known = set(self.unreadable)
+        for crops, unreadable, error in _without_dead_workers(batches):
+            if error:
+                raise TrainingError(error)
+            # Each worker comes across them by itself.
+            found = {path: why for path, why in unreadable.items() if path not in known}
+            known.update(found)
+            self.unreadable.update(found)
+            yield crops, found
+
+    def wider(self, *, crop: int, batch: int) -> "TrainingData":
         """Return batches of other sizes from the same photos, for statistics before training.
 
-        Where few photos are that large, the crop stays as it is.
+        Prepared crops stay as they are, and so do random ones where few photos are that large.
         """
-        other = self._with(crop, batch)
-        usable = sum(other._load(path) is not None for path in self._photos[:64])
-        return other if usable >= min(len(self._photos), 64) / 2 else self._with(self.crop, batch)
+        other = self._with(crop=crop, batch=batch)
+        looked_at = self._photos[:64]
+        usable = sum(other._fits(_size(path)) for path in looked_at)
+        if usable < len(looked_at) / 2:
+            other = self._with(batch=batch)
+        other.seed = self.seed + 1
+        return other
 
-    def _with(self, crop: int, batch: int) -> "RandomCrops":
-        return RandomCrops(
-            self._photos,
-            crop=crop,
-            batch=batch,
-            seed=self.seed + 1,
-            cache_bytes=self._cache_bytes,
-        )
+    def _with(self, **options: Any) -> "TrainingData":
+        """Return the same with some options changed, nothing decoded yet."""
+        config = replace(self.config, **options)
+        return TrainingData(self._photos, config, self.seed, size=(self.width, self.height))
 
-    def _crop(self, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Draw photos until one is large enough and readable."""
-        for _ in range(1000):
-            photo = self._load(self._photos[int(rng.integers(len(self._photos)))])
-            if photo is None:
-                continue
-            top = int(rng.integers(photo.shape[0] - self.crop + 1))
-            left = int(rng.integers(photo.shape[1] - self.crop + 1))
-            window = photo[top : top + self.crop, left : left + self.crop]
-            # Gray is kept as one channel, which is a third of the cache.
-            window = np.broadcast_to(window, (self.crop, self.crop, 3))
-            return window[:, ::-1] if rng.random() < 0.5 else window
+    def _sample(self, number: int) -> NDArray[np.uint8]:
+        """Return one crop (H, W, 3 or 1); the next photo stands in for one that is of no use."""
+        count = len(self._photos)
+        order = self._order(number // count)
+        for place in range(number % count, number % count + count):
+            photo = self._load(self._photos[order[place % count]])
+            if photo is not None:
+                return self._window(photo, np.random.default_rng((self.seed, 1, number)))
+        path, why = next(iter(self.unreadable.items()))
         raise TrainingError(
-            f"no photo gave a {self.crop}x{self.crop} crop in 1000 draws; "
-            f"{len(self.unreadable)} of {len(self._photos)} are unreadable or too small"
+            f"no photo gave a {self.width}x{self.height} crop; {len(self.unreadable)} of {count} "
+            f"are unreadable or too small, such as {path}: {why}"
         )
+
+    def _order(self, epoch: int) -> NDArray[np.intp]:
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            rng = np.random.default_rng((self.seed, 0, epoch))
+            self._shuffled = epoch, rng.permutation(len(self._photos))
+        return self._shuffled[1]
+
+    def _window(self, photo: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        top = int(rng.integers(photo.shape[0] - self.height + 1))
+        left = int(rng.integers(photo.shape[1] - self.width + 1))
+        window = photo[top : top + self.height, left : left + self.width]
+        return window[:, ::-1] if rng.random() < 0.5 else window
 
     def _load(self, path: Path) -> NDArray[np.uint8] | None:
         """Return pixels (H, W, C), or None for a photo that is of no use."""
-        if path in self._cache:
-            self._cache.move_to_end(path)
-            return self._cache[path]
-        if path in self.unreadable:
+        if path in self._cache or path in self.unreadable:
+            return self._cache.get(path)
+        # The header tells the size at a hundredth of the time that pixels take.
+        size = _size(path)
+        if size is not None and not self._fits(size):
+            self.unreadable[path] = f"{size[0]}x{size[1]} is under the crop size"
             return None
         try:
             pixels = read_picture(path).pixels
@@ -110,11 +205,107 @@ class RandomCrops:
         except Exception as error:
             self.unreadable[path] = str(error).removeprefix(f"{path}: ") or type(error).__name__
             return None
-        if min(pixels.shape[:2]) < self.crop:
-            self.unreadable[path] = f"{pixels.shape[1]}x{pixels.shape[0]} is under the crop size"
-            return None
-        self._cache[path] = pixels
-        self._cached += pixels.nbytes
-        while self._cached > self._cache_bytes and len(self._cache) > 1:
-            self._cached -= self._cache.popitem(last=False)[1].nbytes
+        self._keep(path, pixels)
         return pixels
+
+    def _fits(self, size: tuple[int, int] | None) -> bool:
+        """Return whether a photo (width, height) is large enough.
+
+        Raises:
+            TrainingError: it is a prepared crop of another size.
+        """
+        if size is None:
+            return False
+        if self.config.prepared and size != (self.width, self.height):
+            raise TrainingError(
+                f"found a crop of {size[0]}x{size[1]} pixels among those of "
+                f"{self.width}x{self.height}; expected one size for --prepared, which takes crops "
+                "whole. Leave it out to train on windows of pictures of any size"
+            )
+        return size[0] >= self.width and size[1] >= self.height
+
+    def _keep(self, path: Path, pixels: NDArray[np.uint8]) -> None:
+        """Keep decoded pixels while there is room.
+
+        What came first stays: every photo comes once an epoch, so that nothing tells which of
+        them comes next, and making room would only lose what is there.
+        """
+        if self._cached + pixels.nbytes <= self._cache_bytes:
+            self._cache[path] = pixels
+            self._cached += pixels.nbytes
+
+
+class _Batches(Dataset[_Item]):
+    """Batches by step, for a loader's workers; what goes wrong comes along as a value."""
+
+    def __init__(self, data: TrainingData, rank: int, world: int) -> None:
+        self._data = data
+        self._place = {"rank": rank, "world": world}
+        self._told = 0
+
+    def __getitem__(self, step: int) -> _Item:
+        error = ""
+        try:
+            crops = self._data.batch(step, **self._place)
+        # Raised here, its message would reach the user with a traceback inside.
+        except TrainingError as found:
+            crops, error = torch.empty(0), str(found)
+        unreadable = dict(list(self._data.unreadable.items())[self._told :])
+        self._told += len(unreadable)
+        return crops, unreadable, error
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _without_dead_workers(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Yield the items.
+
+    Raises:
+        TrainingError: a worker is gone.
+    """
+    try:
+        yield from items
+    # The last two where a worker dies before its last batches were fetched from it.
+    except (RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a process that prepares batches died ({type(error).__name__}: {error}); if memory "
+            "ran out, take fewer --workers or a smaller --cache-mib"
+        ) from None
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """Return width and height by a picture's header, None where it has none to read."""
+    try:
+        with path.open("rb") as stream:
+            return open_image(stream, READABLE).size
+    # Reading the picture says what is wrong, and in better words.
+    except Exception:
+        return None
+
+
+def _prepared_size(photos: Sequence[Path]) -> tuple[int, int]:
+    """Return the width and height that crops were made with.
+
+    Raises:
+        TrainingError: they are not finished, not readable, or of a size that models cannot take.
+    """
+    manifest = read_manifest(photos[0].parent.parent)
+    if manifest is not None:
+        if not manifest.complete:
+            raise TrainingError(
+                f"{manifest.folder}: its crops are not complete; run the same 'lic data prepare' "
+                "again, which goes on where it stopped"
+            )
+        return manifest.settings["width"], manifest.settings["height"]
+    size = next(filter(None, map(_size, photos)), None)
+    if size is None:
+        raise TrainingError(f"{photos[0].parent}: none of {len(photos)} crops can be read")
+    if size[0] % 16 or size[1] % 16:
+        raise TrainingError(
+            f"{photos[0]}: is {size[0]}x{size[1]}; expected sides that 16 divides for --prepared"
+        )
+    return size

@@ -1,170 +1,312 @@
-"""The training loop: batches in, checkpoints and a log of metrics out.
+"""The training loop: batches in; checkpoints, metrics and pictures out.
 
-Shapes: B batch, S crop side.
+Shapes: B batch of one process, S crop side.
 """
 
 import contextlib
-import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from lic.codec.errors import OutputError, TrainingError
-from lic.codec.models import FactorizedPrior
-from lic.trainers import checkpoints
+from lic.codec.models.noise import noise_shard
+from lic.trainers.checkpoints import CheckpointManager
 from lic.trainers.config import TrainConfig
-from lic.trainers.data import RandomCrops
-from lic.trainers.losses import Terms, rate_distortion_terms
+from lic.trainers.data import TrainingData
+from lic.trainers.ema import Ema
+from lic.trainers.guard import ForwardGuard, check_gradients
+from lic.trainers.losses import terms_of
+from lic.trainers.models import Codec
 from lic.trainers.objective import Objective
 from lic.trainers.optimizers import build_optimizers
-from lic.trainers.schedules import warmup_cosine
+from lic.trainers.qat import Qat
+from lic.trainers.reconstructions import Reconstructions
+from lic.trainers.schedules import build_schedule
+from lic.trainers.trackers import Tracker
+from lic.trainers.validation import validate
 
-METRICS = "metrics.jsonl"
+Values = dict[str, float]
+Report = Callable[[Values], None]
 
-Report = Callable[[dict[str, float]], None]
 
-
-class Ema:
-    """Exponential moving average of a model's parameters."""
-
-    def __init__(self, model: torch.nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.shadow = {k: p.detach().clone() for k, p in model.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, model: torch.nn.Module, step: int) -> None:
-        """Move towards the parameters; early steps move faster so that the start is forgotten."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in model.named_parameters():
-            self.shadow[name].lerp_(parameter.detach(), 1 - decay)
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop has stopped, after a checkpoint."""
 
 
 class Trainer:
-    """State of one run: model, optimisers, averaged weights and the step it is at."""
+    """State of one run: model, optimisers, averaged weights and the step it is at.
+
+    Args:
+        model: what learns; parameters without gradient stay as they are.
+        config: the run's options.
+        objective: makes one number of the terms of the loss.
+        data: the crops.
+        folder: of the run.
+        fabric: devices, processes, precision.
+        validation: pictures, looked at by the first process.
+        facts: what checkpoints keep besides (plain values), such as the replaced modules.
+        qat: simulated int8 arithmetic, attached to the model.
+        say: takes what the user should know of.
+
+    Attributes:
+        trackers: where metrics and pictures go, of the first process.
+    """
 
     def __init__(
         self,
-        model: FactorizedPrior,
+        model: Codec,
         config: TrainConfig,
         objective: Objective,
-        crops: RandomCrops,
+        data: TrainingData,
         folder: Path,
         fabric: Fabric,
+        *,
+        validation: Sequence[Path] = (),
+        facts: dict[str, Any] | None = None,
+        qat: Qat | None = None,
+        say: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.config = config
         self.objective = objective
-        self.crops = crops
+        self.data = data
         self.folder = folder
         self.fabric = fabric
+        self.validation = list(validation)
+        self.trackers: list[Tracker] = []
+        self.facts = facts or {}
+        self.qat = qat
         self.step = 0
-        self._bare = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._bare = self._bare.to(fabric.device)
+        self.elapsed = 0.0
+        self.say = say
+        self.checkpoints = CheckpointManager(folder, config.checkpoint, say)
+        self.reconstructions = Reconstructions(folder, config.watch.recon_count, say=say)
+        self.epoch_steps = data.steps_per_epoch(fabric.world_size)
+        self.steps = config.run.epochs * self.epoch_steps or config.run.steps
+        moved = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.bare: Codec = moved.to(fabric.device)
         # After the move, so that averages lie on the device of what they average.
-        self.ema = Ema(self._bare, config.ema) if config.ema else None
-        self._optimizers = build_optimizers(self._bare, config)
+        self.ema = Ema(self.bare, config.optimizer.ema)
+        self.optimizers = build_optimizers(self.bare, config.optimizer)
+        self.schedule = build_schedule(config.optimizer, self.steps)
+        self.guard = (
+            ForwardGuard(self.bare, config.optimizer.overflow_tol)
+            if config.optimizer.overflow_check
+            else None
+        )
+        self._metrics: Values = {}
+        self._wait = 0.0
+        self._stop = threading.Event()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Hand model and optimisers to Fabric."""
+        # The quantiles' own loss is computed alike by every process, outside of the forward pass
+        # that gradients are exchanged after.
+        ignored = [name for name, _ in self.bare.named_parameters() if name.endswith("quantiles")]
+        vars(self.bare)["_ddp_params_and_buffers_to_ignore"] = ignored
         self.model: Any
-        self.model, *wrapped = fabric.setup(self._bare, *self._optimizers)
-        self._wrapped = wrapped
-        self._rates = [group["lr"] for opt in self._optimizers for group in opt.param_groups]
+        self.model, *wrapped = self.fabric.setup(
+            self.bare, *(named.optimizer for named in self.optimizers)
+        )
+        self._wrapped = dict(zip((named.name for named in self.optimizers), wrapped, strict=True))
 
     def run(self, report: Report) -> None:
         """Train from the present step to the last; checkpoints on the way and at the end.
 
+        The first Ctrl-C or SIGTERM ends the step, writes a checkpoint and raises Interrupted.
+
         Raises:
-            TrainingError: the loss or a weight is not finite; the last checkpoint stays.
+            TrainingError: a loss, gradient or weight is not finite; the last checkpoint stays.
             OutputError: metrics or a checkpoint cannot be written; the last checkpoint stays.
+            Interrupted: the run was asked to stop.
         """
         # Exact zeros of ReLU drift into denormal numbers, which cost ten times the time.
         torch.set_flush_denormal(True)
         try:
-            self._run(report)
+            with _stopped_by_signals(self._stop, wanted=self.fabric.world_size == 1):
+                self._run(report)
+        except BaseException:
+            # What went wrong first is what matters.
+            with contextlib.suppress(OutputError):
+                self._close()
+            raise
         finally:
             # What follows in this process computes like any other, freezing tables above all.
             torch.set_flush_denormal(False)
+        self._close()
+
+    def _close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
 
     def _run(self, report: Report) -> None:
-        self._bare.train()
-        started, first = time.monotonic(), self.step
-        while self.step < self.config.steps:
-            values = self._train_step()
+        self.bare.train()
+        batches = self.data.loader(
+            self.step,
+            self.steps,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+            pin=self.fabric.device.type == "cuda",
+        )
+        clock, first = time.monotonic(), self.step
+        while self.step < self.steps:
+            values = self._train_step(self._next(batches))
             self.step += 1
-            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-                elapsed = time.monotonic() - started
-                values["seconds_per_step"] = elapsed / (self.step - first)
-                self._log(values)
-                report(values)
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+            if self._due(self.config.watch.log_every):
+                now = time.monotonic()
+                report(self._log(values, now - clock, self.step - first))
+                clock, first = now, self.step
+                self._wait = 0.0
+            self._look()
+            if self._stop.is_set() and self.step < self.steps:
                 self.save()
+                raise Interrupted(
+                    f"stopped after the checkpoint of step {self.step}; --resume goes on"
+                )
 
-    def _train_step(self) -> dict[str, float]:
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.steps
+
+    def _next(self, batches: Iterator[tuple[Tensor, dict[Path, str]]]) -> Tensor:
+        """Return the next batch (B, 3, S, S) in [0, 1] on the device."""
+        before = time.monotonic()
+        crops, unreadable = next(batches)
+        self.data.unreadable.update(unreadable)
+        self._wait += time.monotonic() - before
+        x = crops.to(self.fabric.device, non_blocking=True).float().div_(255)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _train_step(self, x: Tensor) -> dict[str, Tensor]:
+        if self.qat:
+            self.qat.at_step(self.step, self.steps)
         self._set_rates()
-        rank = self.fabric.global_rank
-        batch = self.crops.batch(self.step, rank=rank)
-        x = batch.contiguous(memory_format=torch.channels_last).to(self.fabric.device)
         # The noise depends on the step alone, so that a resumed run repeats it.
-        torch.manual_seed(hash((self.config.seed, self.step, rank)) & 0x7FFFFFFF)
-        terms = rate_distortion_terms(self.model(x), x)
+        torch.manual_seed(hash((self.config.run.seed, self.step)) & 0x7FFFFFFF)
+        with noise_shard(self.fabric.global_rank, self.fabric.world_size):
+            output = self.model(x)
+        if self.guard:
+            self.guard.check(self.step, self._describe())
+        terms = terms_of(output, x, self.config.loss)
         loss = self.objective.loss(terms, self.step)
-        self._check_finite(loss, terms)
-        for optimizer in self._wrapped:
+        if not torch.isfinite(loss):
+            self._refuse(loss, terms)
+        for optimizer in self._wrapped.values():
             optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = self._clip()
-        for optimizer in self._wrapped:
+        if self.config.precision.amp != "fp16":
+            check_gradients(norm, self.step)
+        self._learn_quantiles()
+        for optimizer in self._wrapped.values():
             optimizer.step()
-        if self.ema:
-            self.ema.update(self._bare, self.step)
-        return {
-            "step": float(self.step + 1),
-            "loss": loss.item(),
-            "bpp": terms.bpp.item(),
-            "mse": terms.mse.item(),
-            "grad_norm": norm,
-            "lr": self._optimizers[0].param_groups[0]["lr"],
-        }
+        self.ema.update(self.bare, self.step)
+        return {"loss": loss.detach(), "grad_norm": norm, **terms.detached()}
+
+    def _learn_quantiles(self) -> None:
+        """Add the gradient of the quantiles' own loss, which reaches nothing else."""
+        if "aux" in self._wrapped:
+            self.fabric.backward(self.bare.entropy_bottleneck.aux_loss())
 
     def _set_rates(self) -> None:
-        factor = warmup_cosine(
-            self.step,
-            steps=self.config.steps,
-            warmup=self.config.warmup_steps,
-            final=self.config.final_lr_fraction,
+        factor = self.schedule.factor(self.step)
+        for named in self.optimizers:
+            for group, rate in zip(named.optimizer.param_groups, named.rates, strict=True):
+                group["lr"] = rate * (1.0 if named.name == "aux" else factor)
+
+    def _clip(self) -> Tensor:
+        """Clip the transforms' gradient where asked to; returns its norm before."""
+        limit = self.config.optimizer.max_grad_norm or float("inf")
+        for named in self.optimizers:
+            if named.name == "transforms":
+                norm = self.fabric.clip_gradients(
+                    self.model,
+                    self._wrapped["transforms"],
+                    max_norm=limit,
+                    error_if_nonfinite=False,
+                )
+                return norm if norm is not None else torch.zeros(())
+        return torch.zeros(())
+
+    def _refuse(self, loss: Tensor, terms: Any) -> None:
+        found = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.detached().items())
+        raise TrainingError(
+            f"step {self.step}: the loss is {loss.item()} ({found}) on {self._describe()}; the "
+            "last checkpoint is kept. Try a lower --lr, or --overflow-check to find the layer"
         )
-        groups = [group for opt in self._optimizers for group in opt.param_groups]
-        for group, rate in zip(groups, self._rates, strict=True):
-            group["lr"] = rate * factor
 
-    def _clip(self) -> float:
-        """Clip where asked to; returns the gradient's norm before."""
-        transforms = [*self._bare.g_a.parameters(), *self._bare.g_s.parameters()]
-        limit = self.config.max_grad_norm or float("inf")
-        return float(torch.nn.utils.clip_grad_norm_(transforms, limit))
+    def _describe(self) -> str:
+        rank = self.fabric.global_rank
+        return f"batch {self.step} (process {rank}, seed {self.config.run.seed})"
 
-    def _check_finite(self, loss: Tensor, terms: Terms) -> None:
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"step {self.step}: the loss is {loss.item()} (bpp {terms.bpp.item()}, mse "
-                f"{terms.mse.item()}); the last checkpoint is kept. Try a lower --lr"
-            )
+    def _log(self, values: dict[str, Tensor], seconds: float, steps: int) -> Values:
+        images = steps * self.data.batch_size * self.fabric.world_size
+        self.elapsed += seconds
+        found = {
+            "step": float(self.step),
+            "epoch": self.step / self.epoch_steps,
+            **self._over_processes(values),
+            "lr": self.optimizers[0].optimizer.param_groups[0]["lr"],
+            "seconds_per_step": seconds / steps,
+            "images_per_second": images / seconds,
+            "data_wait": self._wait / seconds,
+        }
+        self._metrics.update(found)
+        self._track(found)
+        return found
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _over_processes(self, values: dict[str, Tensor]) -> Values:
+        """Return the means over all processes; each has seen a share of the batch."""
+        if self.fabric.world_size > 1:
+            reduced = self.fabric.all_reduce(torch.stack([v.float() for v in values.values()]))
+            return dict(zip(values, cast(Tensor, reduced).tolist(), strict=True))
+        return {name: float(value) for name, value in values.items()}
+
+    def _track(self, values: Values) -> None:
+        for tracker in self.trackers:
+            tracker.log(self.step, values)
+
+    def _look(self) -> None:
+        """Validate, reconstruct and save where the step asks for it."""
+        saves = self._due(self.config.checkpoint.checkpoint_every)
+        every = self.config.watch.val_every
+        if self.validation and (self._due(every) if every else saves):
+            self._validate()
+        self._reconstruct()
+        if saves:
+            self.save()
+
+    def _validate(self) -> None:
+        values: Values = {}
         if self.fabric.is_global_zero:
-            with _writing(self.folder / METRICS):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with (self.folder / METRICS).open("a") as file:
-                    file.write(json.dumps(values) + "\n")
+            with self.ema.in_place(self.bare):
+                values = validate(self.bare, self.validation, self.config.loss, say=self.say)
+        if self.fabric.world_size > 1:
+            values = self.fabric.broadcast(values)
+        self._metrics.update(values)
+        self.schedule.update(values["val_loss"])
+        self._track(values)
+
+    def _reconstruct(self) -> None:
+        every = self.config.watch.recon_every * self.epoch_steps
+        if every and self.fabric.is_global_zero and self._due(every):
+            with self.ema.in_place(self.bare):
+                sheet = self.reconstructions.add(
+                    self.bare, self.validation, epoch=round(self.step / self.epoch_steps)
+                )
+            for tracker in self.trackers:
+                tracker.image(self.step, "reconstructions", sheet)
 
     def averaged(self) -> dict[str, Tensor]:
         """Return the state dict to evaluate and ship: averaged where averages are kept."""
-        state = {k: v.detach().cpu() for k, v in self._bare.state_dict().items()}
-        if self.ema:
-            state.update({k: v.detach().cpu() for k, v in self.ema.shadow.items()})
-        return state
+        return {**self.bare.state_dict(), **self.ema.shadow}
 
     def save(self) -> None:
         """Write the checkpoint of the present step.
@@ -174,78 +316,70 @@ class Trainer:
             OutputError: it cannot be written; the last checkpoint stays.
         """
         # A finite loss can have a gradient that is not, and no later step would mend the weights.
-        for name, parameter in self._bare.named_parameters():
+        for name, parameter in self.bare.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise TrainingError(
                     f"step {self.step}: {name} is not finite; the last checkpoint is kept. "
                     "Try a lower --lr"
                 )
         if self.fabric.is_global_zero:
-            state = {
-                "step": self.step,
-                "train_config": self.config.to_dict(),
-                "model_config": self._bare.config.to_dict(),
-                "model": self._bare.state_dict(),
-                "averaged": self.averaged(),
-                "ema": self.ema.shadow if self.ema else {},
-                "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-                "objective": self.objective.state_dict(),
-            }
-            with _writing(self.folder / checkpoints.NAME):
-                checkpoints.save(self.folder / checkpoints.NAME, state)
+            self.checkpoints.write(self._state(), self.step, self._metrics)
+        # What was measured of these weights says nothing of later ones.
+        self._metrics = {}
 
-    def resume(self) -> None:
-        """Go on from the folder's checkpoint.
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "config": self.config.to_dict(),
+            "architecture": self.bare.name,
+            "model_config": self.bare.config.to_dict(),
+            "model": self.bare.state_dict(),
+            "ema": self.ema.shadow,
+            "optimizers": {named.name: named.optimizer.state_dict() for named in self.optimizers},
+            "schedule": self.schedule.state_dict(),
+            "objective": self.objective.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "qat": self.qat.state_dict() if self.qat else {},
+            "facts": self.facts,
+            "elapsed": self.elapsed,
+        }
 
-        Raises:
-            TrainingError: no readable checkpoint, or one of another run's options.
-            OutputError: the folder cannot be written.
-        """
-        state = checkpoints.load(self.folder / checkpoints.NAME)
-        wanted = {**self._bare.config.to_dict(), **self.config.to_dict()}
-        found = {**state["model_config"], **state["train_config"]}
-        names = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
-        if names:
-            raise TrainingError(
-                f"{self.folder}: the checkpoint was made with other values of {', '.join(names)}; "
-                "resume with the same options, or start in a new folder"
-            )
-        self._bare.load_state_dict(state["model"])
-        for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        if self.ema:
-            for name, value in state["ema"].items():
-                self.ema.shadow[name].copy_(value)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state of a checkpoint, which holds this run's own options."""
+        self.bare.load_state_dict(state["model"])
+        for named in self.optimizers:
+            named.optimizer.load_state_dict(state["optimizers"][named.name])
+        self.ema.load(state["ema"])
+        self.schedule.load_state_dict(state["schedule"])
         self.objective.load_state_dict(state["objective"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if self.qat:
+            self.qat.load_state_dict(state["qat"])
         self.step = state["step"]
-        self._forget_later_metrics()
-
-    def _forget_later_metrics(self) -> None:
-        """Drop the lines of steps that an interrupted run did after its last checkpoint."""
-        path = self.folder / METRICS
-        if self.fabric.is_global_zero and path.is_file():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) <= self.step]
-            with _writing(path):
-                path.write_text("".join(line + "\n" for line in kept))
+        self.elapsed = state["elapsed"]
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _stopped_by_signals(stop: threading.Event, *, wanted: bool) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `stop`; the second acts as ever.
+
+    Not with several processes, which would stop at different steps and wait for each other.
+    """
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number, old in before.items():
+        # What a parent made ignored stays so: nohup and background jobs count on it.
+        if old is not signal.SIG_IGN:
+            signal.signal(number, handle)
     try:
         yield
-    # On a full disk torch's writer raises one of its own while the system's error is under way.
-    except (OSError, RuntimeError) as error:
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
-        raise OutputError(
-            f"{path}: cannot be written ({reason}); the last checkpoint is kept"
-        ) from error
-
-
-def _step_of(line: str) -> float:
-    """Return the step of a line of metrics; a line cut off by a crash counts as later than any."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -2,21 +2,22 @@
 
 A random start spends its first hours learning what principal components of image blocks know.
 Here every stride-2 layer of the encoder begins as the PCA of 2x2 patches of its input, and the
-decoder as the transposed bases. The four layers together are an orthonormal transform of 16x16
-blocks that keeps M of 768 components.
+decoder as the transposed bases; the non-linearities begin as near to the identity as they can. The
+four layers together are an orthonormal transform of 16x16 blocks that keeps M of 768 components.
 
 Shapes: B crops, C channels of a layer's input, K components kept, H W its height and width.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from lic.codec.errors import ConfigError
-from lic.codec.models import FactorizedPrior
+from lic.codec.models import FactorizedPrior, ScaleHyperprior, bits
+from lic.codec.models.blocks import GDN
+from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 from lic.trainers.config import TrainConfig
-from lic.trainers.data import RandomCrops
 
 # Rows and columns of a 5x5 kernel (stride 2, padding 2) that see inputs 2o and 2o + 1.
 TAPS = slice(2, 4)
@@ -24,53 +25,134 @@ TAPS = slice(2, 4)
 HEAD_ROOM = 4.0
 # One quantisation step in grey levels that suits lambda 0.013; it goes with 1 / sqrt(lambda).
 STEP_AT_0013 = 24.0
+# Where GDN begins to learn from: at nought its parameters have no gradient.
+GAMMA = 1e-3
+
+
+class Crops(Protocol):
+    """Batches of crops for statistics, uint8 (B, 3, S, S)."""
+
+    def batch(self, step: int) -> Tensor:
+        """Return the crops of a step."""
+
+
+class WiderCrops(Protocol):
+    """Training data that can also give larger crops."""
+
+    def wider(self, *, crop: int, batch: int) -> Crops:
+        """Return batches of other sizes from the same photos."""
 
 
 class _Layer(NamedTuple):
     basis: Tensor  # (K, C, 2, 2), orthonormal rows
     mean: Tensor  # (C, 2, 2), of the patches
-    offset: Tensor  # (K,), head room added to each component
+    room: Tensor  # (K,), standard deviations: ReLU needs HEAD_ROOM of them above zero
 
 
 @torch.no_grad()
-def pca_start(model: FactorizedPrior, crops: Tensor, *, lmbda: float, noise: float = 0.1) -> None:
-    """Initialise both transforms and the densities' widths from crops (B, 3, H, W) in [0, 1].
+def pca_start(
+    model: FactorizedPrior | ScaleHyperprior, crops: Tensor, *, lmbda: float, noise: float = 0.1
+) -> None:
+    """Initialise both transforms and the entropy model's widths from crops (B, 3, H, W) in [0, 1].
 
     Taps that the block transform does not use get `noise` times the framework's random start.
 
     Raises:
-        ConfigError: an activation other than ReLU, for which the head room would be wrong, or a
-            single hidden channel, which the constants need.
+        ConfigError: a single hidden channel in a decoder with ReLU, which needs one for constants.
     """
-    if model.config.N < 2:
-        raise ConfigError(f"--start pca needs N of 2 or more, found {model.config.N}")
-    activations = {model.config.encoder_activation, model.config.decoder_activation}
-    if activations != {"relu"}:
-        raise ConfigError(
-            f"--start pca needs ReLU on both sides, found {', '.join(sorted(activations))}; "
-            "use --start random"
-        )
-    encoder = [m for m in model.g_a if isinstance(m, nn.Conv2d)]
-    decoder = [m for m in model.g_s if isinstance(m, nn.ConvTranspose2d)]
+    config = model.config
+    relu = config.decoder_activation == "relu"
+    if relu and config.N < 2:
+        raise ConfigError(f"--start pca needs N of 2 or more with ReLU, found {config.N}")
     step = STEP_AT_0013 / 255 * (0.013 / lmbda) ** 0.5
+    layers, y = _start_encoder(model, crops, config.N - 1 if relu else config.N, step, noise)
+    _start_decoder(model, layers, y, step, noise)
+    _start_entropy(model, y)
+
+
+def _start_encoder(
+    model: FactorizedPrior | ScaleHyperprior, x: Tensor, width: int, step: float, noise: float
+) -> tuple[list[_Layer], Tensor]:
+    """Fill g_a for hidden layers of `width` components; returns them, and the latents of x."""
     layers: list[_Layer] = []
-    features = crops
-    for position, conv in enumerate(encoder):
-        last = position == len(encoder) - 1
-        width = conv.out_channels if last else model.config.N - 1
+    room = HEAD_ROOM if model.config.encoder_activation == "relu" else 0.0
+    for conv, act in _pairs(model.g_a):
+        conv = cast(nn.Conv2d, conv)
         # Only the channels that carry components count; the others are random at this point.
-        known = features[:, : layers[-1].basis.shape[0]] if layers else features
-        layer = _principal_components(known, width, head_room=0.0 if last else HEAD_ROOM)
-        _fill_encoder(conv, layer, 1 / step if last else 1.0, noise)
+        known = x[:, : layers[-1].basis.shape[0]] if layers else x
+        layer = _principal_components(known, width if act else conv.out_channels)
+        offset = room * layer.room if act else torch.zeros_like(layer.room)
+        _fill_encoder(conv, layer, offset, 1.0 if act else 1 / step, noise)
         layers.append(layer)
-        features = conv(features) if last else torch.relu(conv(features))
-    for position, (deconv, layer) in enumerate(zip(decoder, reversed(layers), strict=True)):
-        first, last = position == 0, position == len(decoder) - 1
-        _fill_decoder(deconv, layer, step if first else 1.0, noise, first=first, last=last)
-    model.entropy_bottleneck.init_scales(features.std(dim=(0, 2, 3)))
+        x = conv(x)
+        if act:
+            x = make_linear(act, x)
+    return layers, x
 
 
-def _principal_components(x: Tensor, width: int, *, head_room: float) -> _Layer:
+def _start_decoder(
+    model: FactorizedPrior | ScaleHyperprior,
+    layers: list[_Layer],
+    y: Tensor,
+    step: float,
+    noise: float,
+) -> None:
+    """Fill g_s with the transposed bases, from latents y on."""
+    rooms = [float(kind == "relu") * HEAD_ROOM for kind in _kinds(model)]
+    for position, (deconv, act) in enumerate(_pairs(model.g_s)):
+        number = len(layers) - 1 - position
+        layer = layers[number]
+        # What the patches' means say of the encoder's head room becomes the decoder's own.
+        before = layers[number - 1].room if number else torch.zeros(3)
+        mean = layer.mean + ((rooms[1] - rooms[0]) * before.to(layer.mean))[:, None, None]
+        offset = rooms[1] * layer.room if position else torch.zeros_like(layer.room)
+        constant = mean - torch.einsum("kcij,k->cij", layer.basis, offset)
+        gain = 1.0 if position else step
+        _fill_decoder(
+            cast(nn.ConvTranspose2d, deconv), layer, constant, gain, noise,
+            held=bool(rooms[1]), first=not position, last=act is None,
+        )  # fmt: skip
+        y = deconv(y)
+        if act:
+            y = make_linear(act, y)
+
+
+def _start_entropy(model: FactorizedPrior | ScaleHyperprior, y: Tensor) -> None:
+    deviations = y.std(dim=(0, 2, 3))
+    if isinstance(model, ScaleHyperprior):
+        # Scales are the channels' own whatever z says, and z is what random weights make of y.
+        cast(Tensor, cast(nn.Conv2d, model.h_s[-2]).bias).copy_(deviations)
+        deviations = model.h_a(torch.abs(y)).std(dim=(0, 2, 3))
+    model.entropy_bottleneck.init_scales(deviations)
+
+
+def _kinds(model: FactorizedPrior | ScaleHyperprior) -> tuple[str, str]:
+    return model.config.encoder_activation, model.config.decoder_activation
+
+
+def _pairs(transform: nn.Sequential) -> list[tuple[nn.Module, nn.Module | None]]:
+    """Return convolutions with the non-linearity behind each, None behind the last."""
+    layers = list(transform)
+    return list(zip(layers[0::2], [*layers[1::2], None], strict=True))
+
+
+@torch.no_grad()
+def make_linear(act: nn.Module, x: Tensor) -> Tensor:
+    """Make a non-linearity as near to the identity on x (B, C, H, W) as it can be; returns act(x).
+
+    ReLU is what it is: whoever fills the layer before it gives it head room.
+    """
+    if isinstance(act, GDN):
+        act.beta.copy_(act.beta_reparam.init(torch.ones_like(act.beta)))
+        gamma = GAMMA * torch.eye(len(act.beta), device=act.beta.device)
+        act.gamma.copy_(act.gamma_reparam.init(gamma))
+    elif isinstance(act, EncoderBlock | DecoderBlock):
+        act.make_identity(x.abs().amax(dim=(0, 2, 3)))
+    result: Tensor = act(x)
+    return result
+
+
+def _principal_components(x: Tensor, width: int) -> _Layer:
     """Return the leading components of the 2x2 patches of x (B, C, H, W)."""
     channels = x.shape[1]
     patches = nn.functional.unfold(x, kernel_size=2, stride=2).transpose(1, 2)
@@ -84,79 +166,111 @@ def _principal_components(x: Tensor, width: int, *, head_room: float) -> _Layer:
     return _Layer(
         vectors[:, order].T.reshape(keep, channels, 2, 2).to(x.dtype),
         mean.reshape(channels, 2, 2).to(x.dtype),
-        (head_room * deviations).to(x.dtype),
+        deviations.to(x.dtype),
     )
 
 
-def _fill_encoder(conv: nn.Conv2d, layer: _Layer, gain: float, noise: float) -> None:
+def _fill_encoder(
+    conv: nn.Conv2d, layer: _Layer, offset: Tensor, gain: float, noise: float
+) -> None:
     keep, channels = layer.basis.shape[:2]
     conv.weight.mul_(noise)
     conv.weight[:keep, :, :, :] = 0
     conv.weight[:keep, :channels, TAPS, TAPS] = gain * layer.basis
     bias = cast(Tensor, conv.bias)
     bias.zero_()
-    bias[:keep] = gain * (layer.offset - (layer.basis * layer.mean).sum(dim=(1, 2, 3)))
+    bias[:keep] = gain * (offset - (layer.basis * layer.mean).sum(dim=(1, 2, 3)))
 
 
 def _fill_decoder(
     deconv: nn.ConvTranspose2d,
     layer: _Layer,
+    constant: Tensor,
     gain: float,
     noise: float,
     *,
+    held: bool,
     first: bool,
     last: bool,
 ) -> None:
-    """Fill one transposed convolution with the transposed basis.
+    """Fill one transposed convolution with the transposed basis and constants (C, 2, 2).
 
-    Head room and patch means differ between the four output phases, which no bias can undo: in
-    every hidden layer the last channel is held at 1, and its outgoing taps carry the constants.
+    With head room, constants differ between the four output phases, which no bias can undo: the
+    last channel of every hidden layer is then `held` at 1, and its outgoing taps carry them.
     """
     keep, channels = layer.basis.shape[:2]
-    constant = layer.mean - torch.einsum("kcij,k->cij", layer.basis, layer.offset)
     deconv.weight.mul_(noise)
     deconv.weight[:, :channels] = 0
     deconv.weight[:keep, :channels, TAPS, TAPS] = gain * layer.basis
     bias = cast(Tensor, deconv.bias)
     bias.zero_()
-    if first:
-        bias[:channels] = constant.mean(dim=(1, 2))
-    else:
+    if held and not first:
         deconv.weight[-1, :channels, TAPS, TAPS] = constant
-    if not last:
+    else:
+        bias[:channels] = constant.mean(dim=(1, 2))
+    if held and not last:
         deconv.weight[:, -1] = 0
         bias[-1] = 1
 
 
 def fit_densities(
-    model: FactorizedPrior, crops: Tensor, *, steps: int = 300, lr: float = 0.02
+    model: FactorizedPrior | ScaleHyperprior,
+    crops: Tensor,
+    *,
+    steps: int = 300,
+    lr: float = 0.02,
+    network_lr: float = 1e-3,
 ) -> float:
-    """Fit the entropy bottleneck alone to the latents of crops; returns bits per pixel."""
+    """Fit the entropy model alone to the latents of crops (B, 3, H, W); returns bits per pixel.
+
+    That is the bottleneck, and with a hyperprior the networks between it and the latents. What
+    does not require gradients stays as it is.
+    """
     bottleneck = model.entropy_bottleneck
-    with torch.no_grad():
-        y = model.analyze(crops)
+    networks = [model.h_a, model.h_s] if isinstance(model, ScaleHyperprior) else []
+    # The quantiles are solved for when tables are made.
     densities = [p for p in bottleneck.parameters() if p is not bottleneck.quantiles]
-    optimizer = torch.optim.Adam(densities, lr=lr)
+    groups = [
+        {"params": [p for p in densities if p.requires_grad], "lr": lr},
+        {
+            "params": [p for net in networks for p in net.parameters() if p.requires_grad],
+            "lr": network_lr,
+        },
+    ]
+    optimizer = torch.optim.Adam(groups) if any(g["params"] for g in groups) else None
+    with torch.no_grad():
+        y = model.analyze(model.extend(crops))
     pixels = crops.shape[0] * crops.shape[2] * crops.shape[3]
+    was_training = model.training
+    model.train()
     loss = torch.zeros(())
-    for _ in range(steps):
-        optimizer.zero_grad()
-        _, likelihoods = bottleneck(y, training=True)
-        loss = -torch.log2(likelihoods).sum() / pixels
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    for _ in range(steps if optimizer else 1):
+        loss = bits(model.code(y)[1]) / pixels
+        if optimizer:
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    model.train(was_training)
     return float(loss.detach())
 
 
 def prepare(
-    model: FactorizedPrior, crops: RandomCrops, config: TrainConfig, *, fresh: bool
+    model: FactorizedPrior | ScaleHyperprior,
+    data: WiderCrops,
+    config: TrainConfig,
+    *,
+    fresh: bool,
 ) -> None:
     """Give a model the start that the config asks for, or fit a warm one's densities.
 
-    A model that comes from another run keeps its transforms; only its entropy model is fitted.
+    A model that comes from another run keeps its transforms; only its entropy model is fitted, as
+    far as it may learn: a scope is applied before.
     """
-    wide = crops.wider(crop=192, batch=16).batch(0)
-    if fresh and config.start == "pca":
-        pca_start(model, wide, lmbda=config.lmbda)
-    if not fresh or config.start == "pca":
-        fit_densities(model, wide)
+    pca = fresh and config.model.start == "pca"
+    if fresh and not pca:
+        return
+    device = next(model.parameters()).device
+    wide = data.wider(crop=192, batch=16).batch(0).to(device).float() / 255
+    if pca:
+        pca_start(model, wide, lmbda=config.loss.lmbda)
+    fit_densities(model, wide)

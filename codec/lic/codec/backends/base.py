@@ -11,7 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lic.codec.bundle import Bundle
+from lic.codec.architectures import strip_margins
+from lic.codec.bundle import MANIFEST, Bundle
+from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.latents import FactorizedSteps, State, Steps, checked_symbols
 from lic.codec.tiling import Strip, strips
 
@@ -52,9 +54,6 @@ OUT_OF_MEMORY = re.compile(
 )
 
 
-# Rows of latents around a strip that its own depend on: four layers of 5x5 at stride 2 reach 30
-# pixels in the analysis and 2 latents in the synthesis.
-MARGIN = 2
 # Networks see at most about this many pixels at once: their inner tensors take hundreds of bytes
 # for every pixel, and a picture may have 2^28.
 STRIP_PIXELS = 2**21
@@ -64,13 +63,18 @@ class FactorizedBackend(ABC):
     """What the engines share for the factorized prior, whose state is its symbols (M, h, w).
 
     Large pictures go through the networks in strips, which changes results by no more than
-    floating-point rounding.
+    floating-point rounding. An encoder that is not local, whose channel gates look at the whole
+    picture, takes it in one piece, and its memory grows with the picture.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         # One table a channel, so the tables say how many there are.
         self._channels = len(bundle.tables)
         self._stride = bundle.manifest.stride
+        try:
+            self._margins = strip_margins(bundle.manifest.config)
+        except ConfigError as error:
+            raise ModelMismatchError(f"{bundle.path / MANIFEST}: {error}") from None
         self.steps: Steps = FactorizedSteps(self._channels)
 
     def blank(self, height: int, width: int) -> State:
@@ -81,7 +85,9 @@ class FactorizedBackend(ABC):
         """Return symbols (M, h, w) of x (1, 3, H, W) in [0, 1]."""
         rows = [
             checked_symbols(self._encode(x[:, :, self._pixels(strip)]), "y")[0, :, strip.inner]
-            for strip in self._strips(x.shape[2] // self._stride, x.shape[3] // self._stride)
+            for strip in self._strips(
+                x.shape[2] // self._stride, x.shape[3] // self._stride, self._margins.encoder
+            )
         ]
         return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
@@ -89,16 +95,18 @@ class FactorizedBackend(ABC):
         """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w)."""
         _, height, width = state.shape
         x_hat = np.empty((1, 3, height * self._stride, width * self._stride), np.float32)
-        for strip in self._strips(height, width):
+        for strip in self._strips(height, width, self._margins.decoder):
             symbols = state[None, :, strip.outer_start : strip.outer_stop].astype(np.int32)
             inner = slice(strip.inner.start * self._stride, strip.inner.stop * self._stride)
             kept = slice(strip.start * self._stride, strip.stop * self._stride)
             x_hat[:, :, kept] = self._decode(symbols)[:, :, inner]
         return x_hat
 
-    def _strips(self, height: int, width: int) -> Iterator[Strip]:
-        """Yield strips of latent rows that keep the networks' memory in bounds."""
-        return strips(height, max(1, STRIP_PIXELS // (width * self._stride**2)), MARGIN)
+    def _strips(self, height: int, width: int, margin: int | None) -> Iterator[Strip]:
+        """Yield strips of latent rows that keep the networks' memory in bounds; None: one."""
+        if margin is None:
+            return strips(height, height, 0)
+        return strips(height, max(1, STRIP_PIXELS // (width * self._stride**2)), margin)
 
     def _pixels(self, strip: Strip) -> slice:
         return slice(strip.outer_start * self._stride, strip.outer_stop * self._stride)

@@ -20,6 +20,7 @@ from torch import Tensor
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models.blocks import Activation
 from lic.codec.models.bmshj2018 import FactorizedPrior
+from lic.codec.models.gdnish import decoder_gain_of, encoder_gain_of
 from lic.codec.models.hyperprior import ScaleHyperprior
 from lic.codec.models.names import difference, listed
 from lic.codec.models.parameter_counts import check_size
@@ -156,8 +157,9 @@ def factorized_from_state_dict(
 ) -> FactorizedPrior:
     """Return the bmshj2018-factorized model of a state dict; widths are read off its shapes.
 
-    A side without beta and gamma is ReLU; `normalisation` says whether those of the other side are
-    GDN or GDN1, which have the same tensors.
+    A side with the convolutions of GDN-ish blocks has those, one without beta and gamma ReLU;
+    `normalisation` says whether those of the other side are GDN or GDN1, which have the same
+    tensors.
 
     Raises:
         ModelMismatchError: tensors are missing, unexpected or of the wrong shape; names them.
@@ -231,12 +233,17 @@ def _config(
             f"not a {architecture} state dict: found "
             f"{listed(sorted(state))}; expected g_a.0.weight and g_a.6.weight among them"
         )
-    encoder, decoder = (
-        normalisation if f"{side}.1.beta" in state else "relu" for side in ("g_a", "g_s")
-    )
-    return {
-        "N": first.shape[0],
-        "M": last.shape[0],
-        "encoder_activation": encoder,
-        "decoder_activation": decoder,
-    }
+    config: dict[str, Any] = {"N": first.shape[0], "M": last.shape[0]}
+    for side, name, read in (
+        ("encoder", "g_a.1", encoder_gain_of),
+        ("decoder", "g_s.1", decoder_gain_of),
+    ):
+        kind = normalisation if f"{name}.beta" in state else "relu"
+        if f"{name}.depthwise.weight" in state:
+            kind = "gdnish"
+            try:
+                config[f"{side}_gain"] = read(state, name).to_dict()
+            except ConfigError as error:
+                raise ModelMismatchError(f"not a {architecture} state dict: {error}") from None
+        config[f"{side}_activation"] = kind
+    return config

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["gdn", "relu", "igdn1"]
-ACTIVATIONS: tuple[Activation, ...] = ("gdn", "relu", "igdn1")
+from lic.codec.models.gdnish import DecoderBlock, DecoderGain, EncoderBlock, EncoderGain
+
+Activation = Literal["gdn", "relu", "igdn1", "gdnish"]
+ACTIVATIONS: tuple[Activation, ...] = ("gdn", "relu", "igdn1", "gdnish")
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int = 5, stride: int = 2) -> nn.Conv2d:
@@ -134,9 +136,19 @@ def normalise(x: Tensor, beta: Tensor, gamma: Tensor, *, inverse: bool, simplifi
     return x * torch.sqrt(pool) if inverse else x * torch.rsqrt(pool)
 
 
-def activation(kind: Activation, channels: int, *, inverse: bool) -> nn.Module:
-    """Return the non-linearity `kind`; `inverse` for the decoder."""
+def activation(
+    kind: Activation,
+    channels: int,
+    *,
+    inverse: bool,
+    gain: EncoderGain | DecoderGain | None = None,
+) -> nn.Module:
+    """Return the non-linearity `kind`; `inverse` for the decoder, `gain` of a GDN-ish block."""
     if kind == "relu":
         # Never in place: training start and quantisation look at the values before it.
         return nn.ReLU(inplace=False)
-    return GDN(channels, inverse=inverse, simplified=kind == "igdn1")
+    if kind != "gdnish":
+        return GDN(channels, inverse=inverse, simplified=kind == "igdn1")
+    if inverse:
+        return DecoderBlock(channels, gain if isinstance(gain, DecoderGain) else DecoderGain())
+    return EncoderBlock(channels, gain if isinstance(gain, EncoderGain) else EncoderGain())

@@ -6,7 +6,7 @@ Shapes: N batch, M latent channels, H W pixels, h = ceil(H / 16), w = ceil(W / 1
 `N` as a config field is the number of hidden channels, as in the paper.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lic.codec.errors import ConfigError
 from lic.codec.models.blocks import ACTIVATIONS, Activation, activation, conv, deconv
+from lic.codec.models.gdnish import DecoderGain, EncoderGain
 from lic.codec.models.likelihood import EntropyBottleneck
 
 STRIDE = 16
@@ -23,14 +24,25 @@ STRIDE = 16
 class TransformConfig:
     """Size and non-linearities of g_a and g_s.
 
+    Attributes:
+        N: hidden channels.
+        M: latent channels.
+        encoder_activation: of g_a.
+        decoder_activation: of g_s.
+        encoder_gain: options of the blocks of a "gdnish" encoder, None elsewhere.
+        decoder_gain: of a "gdnish" decoder.
+
     Raises:
-        ConfigError: a width below 1 or an activation that does not exist.
+        ConfigError: a width below 1, an activation that does not exist, or options of blocks that
+            the model does not have.
     """
 
     N: int = 128
     M: int = 192
     encoder_activation: Activation = "gdn"
     decoder_activation: Activation = "gdn"
+    encoder_gain: EncoderGain | None = None
+    decoder_gain: DecoderGain | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("N", self.N), ("M", self.M)):
@@ -40,10 +52,32 @@ class TransformConfig:
             if getattr(self, name) not in ACTIVATIONS:
                 found = getattr(self, name)
                 raise ConfigError(f"{name} is {found!r}; expected one of {', '.join(ACTIVATIONS)}")
+        self._settle_gain("encoder", EncoderGain)
+        self._settle_gain("decoder", DecoderGain)
+
+    def _settle_gain(self, side: str, kind: type[EncoderGain] | type[DecoderGain]) -> None:
+        """Give a GDN-ish side the options that nobody told, and others none."""
+        gain, found = getattr(self, f"{side}_gain"), getattr(self, f"{side}_activation")
+        if gain is None:
+            if found == "gdnish":
+                object.__setattr__(self, f"{side}_gain", kind())
+        elif found != "gdnish":
+            raise ConfigError(f"{side}_gain is for gdnish, but {side}_activation is {found!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
+        """Return the fields as JSON values; options that a model has none of are left out."""
+        values: dict[str, Any] = {
+            "N": self.N,
+            "M": self.M,
+            "encoder_activation": self.encoder_activation,
+            "decoder_activation": self.decoder_activation,
+        }
+        # A bundle's fingerprint covers this: it must not change for models without such blocks.
+        if self.encoder_gain is not None:
+            values["encoder_gain"] = self.encoder_gain.to_dict()
+        if self.decoder_gain is not None:
+            values["decoder_gain"] = self.decoder_gain.to_dict()
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, model: str) -> Self:
@@ -53,7 +87,12 @@ class TransformConfig:
             ConfigError: fields that do not exist or cannot work; names the model.
         """
         try:
-            return cls(**values)
+            gains: dict[str, Any] = {}
+            if "encoder_gain" in values:
+                gains["encoder_gain"] = EncoderGain.from_dict(values["encoder_gain"])
+            if "decoder_gain" in values:
+                gains["decoder_gain"] = DecoderGain.from_dict(values["decoder_gain"])
+            return cls(**{**values, **gains})
         except (TypeError, ConfigError) as error:
             raise ConfigError(f"{model}: {error}") from None
 
@@ -93,28 +132,28 @@ def factorized_config(size: str, act: Activation = "gdn") -> FactorizedConfig:
 
 def analysis_transform(config: TransformConfig) -> nn.Sequential:
     """Return g_a: (N, 3, H, W) -> (N, M, h, w)."""
-    n, kind = config.N, config.encoder_activation
+    n, kind, gain = config.N, config.encoder_activation, config.encoder_gain
     return nn.Sequential(
         conv(3, n),
-        activation(kind, n, inverse=False),
+        activation(kind, n, inverse=False, gain=gain),
         conv(n, n),
-        activation(kind, n, inverse=False),
+        activation(kind, n, inverse=False, gain=gain),
         conv(n, n),
-        activation(kind, n, inverse=False),
+        activation(kind, n, inverse=False, gain=gain),
         conv(n, config.M),
     )
 
 
 def synthesis_transform(config: TransformConfig) -> nn.Sequential:
     """Return g_s: (N, M, h, w) -> (N, 3, 16 h, 16 w)."""
-    n, kind = config.N, config.decoder_activation
+    n, kind, gain = config.N, config.decoder_activation, config.decoder_gain
     return nn.Sequential(
         deconv(config.M, n),
-        activation(kind, n, inverse=True),
+        activation(kind, n, inverse=True, gain=gain),
         deconv(n, n),
-        activation(kind, n, inverse=True),
+        activation(kind, n, inverse=True, gain=gain),
         deconv(n, n),
-        activation(kind, n, inverse=True),
+        activation(kind, n, inverse=True, gain=gain),
         deconv(n, 3),
     )
 
@@ -156,10 +195,18 @@ class FactorizedPrior(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """Code x (N, 3, H, W) in theory: noise in training, rounding otherwise."""
-        y = self.analyze(x)
-        y_hat, likelihoods = self.entropy_bottleneck(y)
+        y_hat, likelihoods = self.code(self.analyze(x))
         x_hat = self.synthesize(y_hat)
-        return Output(x_hat[..., : x.shape[-2], : x.shape[-1]], {"y": likelihoods})
+        return Output(x_hat[..., : x.shape[-2], : x.shape[-1]], likelihoods)
+
+    def code(self, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return y_hat and likelihoods by latent name for y (N, M, h, w): the entropy model."""
+        y_hat, likelihoods = self.entropy_bottleneck(y)
+        return y_hat, {"y": likelihoods}
+
+    def extend(self, x: Tensor) -> Tensor:
+        """Return x (N, C, H, W) in a size that `code` can take its latents of: as it is."""
+        return x
 
 
 def bits(likelihoods: dict[str, Tensor]) -> Tensor:

@@ -25,6 +25,7 @@ from lic.codec.models.bmshj2018 import (
 from lic.codec.models.conditional import GaussianConditional, scale_table
 from lic.codec.models.context import ContextModel
 from lic.codec.models.likelihood import EntropyBottleneck
+from lic.codec.models.noise import uniform_noise
 
 SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
 # What a foreign table may hold. Tables keep 255 symbols, so that wider densities only cost memory.
@@ -157,21 +158,28 @@ class ScaleHyperprior(ContextModel):
         Likelihoods of y and z cover all that is coded: x is extended to multiples of 64 by its
         last rows and columns.
         """
-        y = self.analyze(_extended(x, self.stride))
+        y_hat, likelihoods = self.code(self.analyze(self.extend(x)))
+        x_hat = self.synthesize(y_hat)
+        return Output(x_hat[..., : x.shape[-2], : x.shape[-1]], likelihoods)
+
+    def code(self, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return y_hat and likelihoods by latent name for y (B, M, h, w): the entropy model.
+
+        h and w are multiples of 4.
+        """
         z_hat, z_likelihoods = self.entropy_bottleneck(self._z(y))
         progress = self._known(z_hat)
         scales, means = self.parameters_of(0, progress)
         residual = self.select(0, y) - means
-        if self.training:
-            residual = residual + torch.empty_like(residual).uniform_(-0.5, 0.5)
-        else:
-            residual = torch.round(residual)
+        residual = residual + uniform_noise(residual) if self.training else torch.round(residual)
         self.accept(0, progress, residual + means)
         y_likelihoods = self.gaussian_conditional(residual, scales)
-        x_hat = self.synthesize(self.y_hat(progress))
-        return Output(
-            x_hat[..., : x.shape[-2], : x.shape[-1]], {"y": y_likelihoods, "z": z_likelihoods}
-        )
+        return self.y_hat(progress), {"y": y_likelihoods, "z": z_likelihoods}
+
+    def extend(self, x: Tensor) -> Tensor:
+        """Return x (B, C, H, W) with its last row and column repeated up to multiples of 64."""
+        rows, columns = -x.shape[-2] % self.stride, -x.shape[-1] % self.stride
+        return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
 
     def _z(self, y: Tensor) -> Tensor:
         z: Tensor = self.h_a(torch.abs(y))
@@ -179,12 +187,6 @@ class ScaleHyperprior(ContextModel):
 
     def _known(self, z_hat: Tensor) -> Known:
         return Known(self.h_s(z_hat))
-
-
-def _extended(x: Tensor, multiple: int) -> Tensor:
-    """Return x (B, C, H, W) with its last row and column repeated up to multiples."""
-    rows, columns = -x.shape[-2] % multiple, -x.shape[-1] % multiple
-    return F.pad(x, (0, columns, 0, rows), mode="replicate") if rows or columns else x
 
 
 def _admit_scale_table(

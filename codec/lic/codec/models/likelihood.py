@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lic.codec.entropy import Tables, build_tables
 from lic.codec.errors import NumericsError
 from lic.codec.models.blocks import LowerBound
+from lic.codec.models.noise import uniform_noise
 
 # What a table leaves to the escape on both sides together, before the tables' own pruning.
 TAIL_MASS = 1e-9
@@ -119,7 +120,7 @@ class EntropyBottleneck(nn.Module):
         """
         noisy = self.training if training is None else training
         if noisy:
-            y_hat = y + torch.empty_like(y).uniform_(-0.5, 0.5)
+            y_hat = y + uniform_noise(y)
         else:
             y_hat = self.dequantize(self.quantize(y))
         values = y_hat.transpose(0, 1).reshape(self.channels, 1, -1)

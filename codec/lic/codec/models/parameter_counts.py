@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models.bmshj2018 import FactorizedConfig, FactorizedPrior, TransformConfig
+from lic.codec.models.gdnish import GATE_TAPS
 from lic.codec.models.hierarchy import SCALES, STEPS
 from lic.codec.models.hpcm import HPCM
 from lic.codec.models.hpcm_config import HPCMConfig
@@ -74,8 +75,22 @@ def _bmshj2018_transforms(config: TransformConfig) -> int:
     g_a = _conv(3, n, 5) + 2 * _conv(n, n, 5) + _conv(n, m, 5)
     g_s = _conv(m, n, 5) + 2 * _conv(n, n, 5) + _conv(n, 3, 5)
     sides = (config.encoder_activation, config.decoder_activation)
-    gdn = sum(3 * (n + n * n) for kind in sides if kind != "relu")
-    return g_a + g_s + gdn
+    gdn = sum(3 * (n + n * n) for kind in sides if kind in ("gdn", "igdn1"))
+    return g_a + g_s + gdn + 3 * (_encoder_gain(config) + _decoder_gain(config))
+
+
+def _encoder_gain(config: TransformConfig) -> int:
+    n, gain = config.N, config.encoder_gain
+    if gain is None:
+        return 0
+    wide = gain.t * n
+    gate = GATE_TAPS + 1 if gain.eca else 0
+    return _conv(n, wide, 1) + _conv(1, wide, gain.kdw) + _conv(wide, n, 1) + gate
+
+
+def _decoder_gain(config: TransformConfig) -> int:
+    n, gain = config.N, config.decoder_gain
+    return 0 if gain is None else _conv(1, n, gain.k) + _conv(n, n, 1)
 
 
 def _bottleneck(channels: int) -> int:

@@ -1,0 +1,126 @@
+"""The dataclasses of `lic.trainers.config` as options of a command."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from lic.cli.console import Output
+from lic.codec.errors import ConfigError
+from lic.trainers.config import SECTIONS, TrainConfig, option_name
+
+FILES = "files"
+_PANELS = {
+    "model": "Model", "activation": "Non-linearities", "replacement": "Replacement",
+    "run": "Length", "data": "Data", "loss": "Loss", "optimizer": "Optimisation",
+    "precision": "Precision", "qat": "Quantisation-aware training", "watch": "Watching",
+    "checkpoint": "Checkpoints",
+}  # fmt: skip
+
+
+class SectionedCommand(TyperCommand):
+    """A command whose help lists options section by section."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one list for each panel that the options name, in the order they come."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                title = getattr(parameter, "rich_help_panel", None)
+                arguments = parameter.param_type_name == "argument"
+                default = "Arguments" if arguments else "Run"
+                panels.setdefault(title or default, []).append(record)
+        for title, rows in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def with_config(
+    recipe: TrainConfig, sections: Sequence[str]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of `sections`; it gets `given`, what was asked for by name.
+
+    Help shows the recipe's values as defaults.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command)
+        options = {
+            item.name: _parameter(recipe, name, item)
+            for name in sections
+            for item in fields(SECTIONS[name])
+        }
+
+        def run(**arguments: Any) -> None:
+            values = {name: arguments.pop(name) for name in options}
+            given = {k: v for k, v in values.items() if v is not None and v != []}
+            command(**arguments, given=given)
+
+        kept = [p for name, p in own.parameters.items() if name != "given"]
+        run.__doc__ = command.__doc__
+        run.__name__ = command.__name__
+        run.__signature__ = inspect.Signature([*kept, *options.values()])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*kept, *options.values()]}
+        return run
+
+    return decorate
+
+
+def _parameter(recipe: TrainConfig, section: str, item: "Field[Any]") -> inspect.Parameter:
+    default = getattr(getattr(recipe, section), item.name)
+    choices = item.metadata["choices"]
+    name = option_name(item.name)
+    kind: Any = list[str] if isinstance(default, tuple) else type(default)
+    is_flag = isinstance(default, bool)
+    told = {True: "on", False: "off"}[default] if is_flag else default
+    about = typer.Option(
+        f"{name}/--no-{name[2:]}" if is_flag else name,
+        help=item.metadata["help"] + ("" if told in ("", ()) else f" [default: {told}]"),
+        metavar="|".join(choices) if choices and len(choices) < 8 else None,
+        show_default=False,
+        rich_help_panel=_PANELS[section],
+    )
+    return inspect.Parameter(
+        item.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, about],
+    )
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Return the options of a TOML file; what it leaves out has the default.
+
+    Raises:
+        ConfigError: missing, no TOML, or holding what is no option.
+    """
+    import tomllib
+
+    try:
+        return TrainConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is no TOML ({error})") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def write_config(config: TrainConfig, path: Path, out: Output, *, force: bool = True) -> None:
+    """Write all options as TOML that `read_config` takes back.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import tomli_w
+
+    from lic.cli.batch import write_output
+
+    data = tomli_w.dumps(config.to_dict()).encode()
+    write_output(data, path, force=force)
+    out.note(f"options -> {path}")

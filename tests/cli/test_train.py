@@ -1,0 +1,319 @@
+"""lic train: options, messages and exit codes; what is refused is refused before the work."""
+
+import resource
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lic.cli.train import starting_model
+from lic.codec.bundle import Bundle
+from lic.codec.errors import ConfigError
+from lic.codec.models import FactorizedConfig, FactorizedPrior
+from lic.trainers import recipes
+from lic.trainers.checkpoints import CHECKPOINTS, find_checkpoint, load
+from lic.trainers.config import SECTIONS, TrainConfig, option_name
+from lic.trainers.loop import Trainer
+from lic.trainers.trackers import METRICS
+
+Lic = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of one photo, large enough for crops of 32."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    with Image.open("samples/kodim23.png") as image:
+        image.crop((100, 100, 164, 164)).save(folder / "a.png")
+    return folder
+
+
+@pytest.fixture
+def gdn_file(tmp_path: Path) -> Path:
+    """A state dict as CompressAI writes them: GDN, tiny."""
+    torch.manual_seed(0)
+    path = tmp_path / "bmshj2018-factorized.pth.tar"
+    torch.save(FactorizedPrior(FactorizedConfig(N=8, M=12)).state_dict(), path)
+    return path
+
+
+SMALL = (
+    "--steps", 4, "--batch", 1, "--crop", 32, "--checkpoint-every", 2, "--optimizer", "adam",
+    "--device", "cpu", "--log-every", 1,
+)  # fmt: skip
+
+
+def small_run(folder: Path, photos: Path, *more: object) -> list[object]:
+    """Return the command line of a run of four steps with a checkpoint after each second."""
+    return ["train", "bmshj2018", photos, "-o", folder, "--start", "random", *SMALL, *more]
+
+
+def test_a_run_ends_in_a_checkpoint_and_a_bundle(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    run = tmp_path / "deep" / "run"
+    more = ("--dtype", "float32", "-q", 3, "--lmbda", 0.01)
+    assert lic(*small_run(run, photos, *more)).code == 0
+    assert load(find_checkpoint(run))["step"] == 4
+    assert (no_export["target"], no_export["dtype"]) == (run / "bundle", "float32")
+    description = no_export["description"]
+    assert (description.rate_point, description.lmbda) == (3, 0.01)
+    assert description.name == "bmshj2018-factorized-relu-lite"
+    again = lic(*small_run(run, photos, *more))
+    assert again.code == 7 and "--resume" in again.err
+    assert lic(*small_run(run, photos, *more, "--resume")).code == 0
+
+
+def test_the_same_command_gives_the_same_weights(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    states: list[dict[str, torch.Tensor]] = []
+    for name in ("a", "b"):
+        torch.manual_seed(len(states))
+        assert lic(*small_run(tmp_path / name, photos)).code == 0
+        states.append(load(find_checkpoint(tmp_path / name))["model"])
+    assert no_export
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert lic(*small_run(tmp_path / "c", photos, "--seed", 1)).code == 0
+    other = load(find_checkpoint(tmp_path / "c"))["model"]
+    assert not torch.equal(other["g_a.0.weight"], states[0]["g_a.0.weight"])
+
+
+def test_one_command_makes_a_relu_bundle_of_a_foreign_checkpoint(
+    lic: Lic, photos: Path, tmp_path: Path, gdn_file: Path
+) -> None:
+    run = tmp_path / "run"
+    for i in range(11):
+        (photos / f"{i}.png").write_bytes((photos / "a.png").read_bytes())
+    done = lic(
+        "train", "relu", photos, "--init", gdn_file, "-o", run, *SMALL, "--recon-every", 1,
+        "--qat", "--qat-calibration-steps", 1,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "real files, 1 pictures: " in done.err
+    bundle = Bundle.open(run / "bundle")
+    assert bundle.manifest.config["encoder_activation"] == "relu"
+    assert bundle.manifest.training["init"] == gdn_file.name
+    found = {path.name for path in run.iterdir()}
+    assert found == {
+        "bundle", "checkpoints", "config.toml", "curves.png", "int8.safetensors", "metrics.csv",
+        "metrics.jsonl", "reconstructions",
+    }  # fmt: skip
+    coded = tmp_path / "a.lic"
+    assert lic("compress", photos / "a.png", "-o", coded, "-m", run / "bundle").code == 0
+    assert lic("decompress", coded, "-o", tmp_path / "b.png", "-m", run / "bundle").code == 0
+
+
+def test_options_come_back_from_their_file(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    saved = tmp_path / "options.toml"
+    more = ("--lmbda", 0.02, "--prefix", "a", "--tensorboard", "--no-enc-residual")
+    assert lic(*small_run(tmp_path / "one", photos, *more, "--save-config", saved)).code == 0
+    assert saved.read_bytes() == (tmp_path / "one" / "config.toml").read_bytes()
+    again = lic(
+        "train", "bmshj2018", photos, "-o", tmp_path / "two", "--config", saved, "--device", "cpu",
+        "--lmbda", 0.03,
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    one, two = (load(find_checkpoint(tmp_path / name))["config"] for name in ("one", "two"))
+    assert TrainConfig.from_dict(tomllib.loads(saved.read_text())).to_dict() == one
+    assert one["loss"]["lmbda"] == 0.02 and one["activation"]["enc_residual"] is False
+    assert two["loss"].pop("lmbda") == 0.03 and one["loss"].pop("lmbda")
+    assert one == two
+    assert no_export
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = ", "is no TOML"),
+        ("[optimizer]\nlr = -1\n", "--lr is -1; expected a number above 0"),
+        ("[optimizer]\nrate = 1\n", r"[optimizer] has no option 'rate'"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_file_of_options_that_cannot_be_used_is_named(
+    lic: Lic, photos: Path, tmp_path: Path, content: str | None, message: str
+) -> None:
+    path = tmp_path / "options.toml"
+    if content is not None:
+        path.write_text(content)
+    done = lic(*small_run(tmp_path / "run", photos, "--config", path))
+    assert done.code == 2 and message in done.err and str(path) in done.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["bmshj2018", "relu"])
+def test_help_shows_every_option_with_its_default(lic: Lic, command: str) -> None:
+    done = lic("train", command, "--help")
+    assert done.code == 0
+    text = " ".join(done.out.split())
+    recipe = getattr(recipes, command)()
+    left_out = {"bmshj2018": {"replacement"}, "relu": {"model"}}[command]
+    for name, kind in SECTIONS.items():
+        for item in fields(kind):
+            assert (f" {option_name(item.name)} " in text) == (name not in left_out), item.name
+            default = getattr(getattr(recipe, name), item.name)
+            if name not in left_out and isinstance(default, float):
+                assert f"[default: {default}]" in text
+
+
+def test_an_unknown_option_and_none_at_all_are_usage(lic: Lic) -> None:
+    assert lic("train", "bmshj2018", "x", "-o", "y", "--lrr", 1).code == 2
+    assert lic("train").code == 2
+    assert lic("train", "nonsense").code == 2
+
+
+def test_relu_without_a_model_says_what_it_needs(lic: Lic, photos: Path, tmp_path: Path) -> None:
+    done = lic("train", "relu", photos, "-o", tmp_path / "run", *SMALL)
+    assert done.code == 2 and "needs --init" in done.err
+
+
+def test_what_cannot_be_replaced_is_said(
+    lic: Lic, photos: Path, tmp_path: Path, tiny_bundle: Path
+) -> None:
+    done = lic("train", "relu", photos, "-o", tmp_path / "run", "--init", tiny_bundle, *SMALL)
+    assert done.code == 2 and "Nothing to replace" in done.err
+
+
+def test_a_device_that_is_not_there_is_usage(lic: Lic, photos: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    done = lic(*small_run(tmp_path / "run", photos, "--device", "cuda"))
+    assert done.code == 2 and "--device cuda" in done.err
+
+
+def test_an_unknown_precision_is_refused_before_training(
+    lic: Lic, photos: Path, tmp_path: Path
+) -> None:
+    done = lic(*small_run(tmp_path / "run", photos, "--dtype", "fp16"))
+    assert done.code == 2 and "--dtype is 'fp16'; expected float32 or float16" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_contradict_init_are_refused(tiny_bundle: Path) -> None:
+    for given, option in (
+        ({"size": "lite"}, "--size is lite"),
+        ({"act": "gdn"}, "--act is gdn"),
+        ({"arch": "hyperprior"}, "--arch is hyperprior"),
+    ):
+        with pytest.raises(ConfigError, match=option) as caught:
+            starting_model(TrainConfig().updated(given), given, tiny_bundle)
+        assert str(tiny_bundle) in str(caught.value)
+    model, config = starting_model(TrainConfig(), {"act": "relu"}, tiny_bundle)
+    assert (model.config.N, config.activation.act) == (8, "relu")
+
+
+def test_without_init_a_model_is_small_and_relu() -> None:
+    config = starting_model(recipes.bmshj2018(), {}, None)[0].config
+    assert (config.N, config.M, config.decoder_activation) == (64, 96, "relu")
+
+
+def test_act_says_what_the_normalisations_of_a_foreign_checkpoint_are(gdn_file: Path) -> None:
+    for act in ("gdn", "igdn1"):
+        model, config = starting_model(TrainConfig(), {"act": act}, gdn_file)
+        assert model.config.decoder_activation == config.activation.act == act
+    with pytest.raises(ConfigError, match="--act is relu"):
+        starting_model(TrainConfig(), {"act": "relu"}, gdn_file)
+
+
+def test_a_folder_that_cannot_be_written_ends_before_the_first_step(
+    lic: Lic, photos: Path, tmp_path: Path, stepping_down: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "run", None)
+    (tmp_path / "file").touch()
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    with stepping_down():
+        results = [
+            lic(*small_run(folder, photos))
+            for folder in (locked, locked / "run", tmp_path / "file", tmp_path / "file" / "run")
+        ]
+    for done in results:
+        assert done.code == 7 and "cannot be written" in done.err
+    assert list(locked.iterdir()) == []
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Let the system refuse to write files on beyond a size, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("full", [f"{CHECKPOINTS}/step-00000004.pt", METRICS])
+def test_a_full_disk_ends_in_a_sentence_and_keeps_the_checkpoint(
+    lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    run = tmp_path / "run"
+    real = Trainer._train_step
+    disk: list[Any] = []
+
+    def train_step(trainer: Trainer, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        # From the third step on; the checkpoint of the second is written.
+        if trainer.step == 2:
+            disk.append(files_end_at(10 if full == METRICS else 10_000))
+            disk[0].__enter__()
+        return real(trainer, x)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    try:
+        done = lic(*small_run(run, photos))
+    finally:
+        disk[0].__exit__(None, None, None)
+    assert done.code == 7
+    assert f"{run / full}: cannot be written (File too large)" in done.err
+    assert load(find_checkpoint(run))["step"] == 2
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_its_exit_code(
+    lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    real = Trainer._train_step
+
+    def train_step(trainer: Trainer, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(trainer, x)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    done = lic(*small_run(tmp_path / "run", photos))
+    assert done.code == 130
+    assert "stopped after the checkpoint of step 3; --resume goes on" in done.err
+    assert load(find_checkpoint(tmp_path / "run"))["step"] == 3
+
+
+def test_a_missing_package_is_named_with_what_installs_it(
+    lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lic.cli import extras
+
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else name)
+    done = lic(*small_run(tmp_path / "run", photos))
+    assert done.code == 2 and "pip install '.[train]'" in done.err
+    done = lic("models", "import", tmp_path / "any.pth")
+    assert done.code == 2 and "pip install '.[export]'" in done.err

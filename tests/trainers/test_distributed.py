@@ -1,0 +1,93 @@
+"""Two processes see what one with twice the batch sees, and do what it does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lic.trainers.checkpoints import find_checkpoint, load
+from lic.trainers.config import TrainConfig
+from lic.trainers.models import new_model
+from lic.trainers.runs import Place, open_fabric, start
+from lic.trainers.trackers import METRICS
+
+OPTIONS = (
+    "--device", "cpu", "--size", "lite", "--crop", "32", "--optimizer", "adam", "--log-every", "1",
+    "--val-share", "0", "--quiet",
+)  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Return this one, without what a launcher of processes may have left in it."""
+    left = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {**{k: v for k, v in os.environ.items() if k not in left}, "OMP_NUM_THREADS": "1"}
+
+
+def train(photos: Path, folder: Path, *options: str) -> None:
+    command = [sys.executable, "-m", "lic.cli", "train", "bmshj2018", str(photos)]
+    done = subprocess.run(
+        [*command, "-o", str(folder), *OPTIONS, *options],
+        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def alone(photos: Path, folder: Path) -> None:
+    config = TrainConfig().updated(
+        {
+            "size": "lite", "crop": 32, "optimizer": "adam", "log_every": 1, "val_share": 0.0,
+            "batch": 4, "steps": 6,
+        }
+    )  # fmt: skip
+    place = Place(images=photos, folder=folder, device="cpu")
+    fabric = open_fabric(config, place)
+    start(new_model(config), config, place, fabric, lambda _: None, fresh=True).run(lambda _: None)
+
+
+def test_two_processes_do_what_one_with_twice_the_batch_does(tmp_path: Path, photos: Path) -> None:
+    alone(photos, tmp_path / "one")
+    train(photos, tmp_path / "two", "--batch", "2", "--steps", "6", "--devices", "2")
+    one, two = (load(find_checkpoint(tmp_path / name)) for name in ("one", "two"))
+    # Adam gives even a gradient that is nothing but rounding a step, so not value by value.
+    a, b = (torch.cat([v.flatten().float() for v in s["model"].values()]) for s in (one, two))
+    assert float((a - b).norm()) <= 1e-5 * float(a.norm())
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / METRICS).read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for single, pair in zip(*rows, strict=True):
+        for name in ("loss", "bpp", "mse", "grad_norm"):
+            assert pair[name] == pytest.approx(single[name], rel=2e-3), name
+
+
+def test_a_run_killed_at_any_moment_goes_on(tmp_path: Path, photos: Path) -> None:
+    """Kills it -9 as soon as it has a checkpoint, twice, then lets it end."""
+    folder = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "lic.cli", "train", "bmshj2018", str(photos), "-o", str(folder),
+        *OPTIONS, "--batch", "2", "--steps", "4000", "--checkpoint-every", "3",
+    ]  # fmt: skip
+    reached = 0
+    for resume in ([], ["--resume"]):
+        process = subprocess.Popen([*command, *resume], env=environment())
+        deadline = time.monotonic() + 120
+        while not _beyond(folder, reached) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        lines = (folder / METRICS).read_text().splitlines()
+        last = max(json.loads(line)["step"] for line in lines if line.endswith("}"))
+        reached = load(find_checkpoint(folder))["step"]
+        assert last - reached <= 3
+
+
+def _beyond(folder: Path, step: int) -> bool:
+    return any(int(p.stem[5:]) > step for p in (folder / "checkpoints").glob("step-*.pt"))

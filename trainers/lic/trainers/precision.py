@@ -1,0 +1,142 @@
+"""Mixed precision, and the modules that stay out of it."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lic.codec.errors import ConfigError
+from lic.codec.models.blocks import GDN
+from lic.codec.models.conditional import Conditional
+from lic.codec.models.likelihood import EntropyBottleneck
+from lic.trainers.config import PrecisionConfig
+
+_Rule = Callable[[str, nn.Module], bool]
+
+# The models that tell how probable a latent is: differences of nearly equal numbers.
+ENTROPY = (EntropyBottleneck, Conditional)
+# What divides by sums or takes exponentials.
+NORMEXP = (
+    *ENTROPY, GDN, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.Softmax,
+    nn.Softplus, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Tanh,
+)  # fmt: skip
+
+
+def fabric_precision(config: PrecisionConfig, device: str) -> str:
+    """Return Fabric's name for --amp on a device: auto, cpu, cuda or mps.
+
+    Raises:
+        ConfigError: fp16 on a CPU, where torch has no kernels to gain from.
+    """
+    if config.amp == "off":
+        return "32-true"
+    if config.amp == "bf16":
+        return "bf16-mixed"
+    if _is_cpu(device):
+        raise ConfigError("--amp fp16 on a CPU; expected bf16 or off there, or --device cuda")
+    return "16-mixed"
+
+
+def _is_cpu(device: str) -> bool:
+    if device == "auto":
+        return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return device == "cpu"
+
+
+def keep_float32(model: nn.Module, config: PrecisionConfig) -> list[str]:
+    """Have the modules of --local-fp32 compute in float32 under autocast; returns their names.
+
+    Their inputs are cast, too; what a latent or activation lost before stays lost. State dicts,
+    names, classes and copies of the model stay as they are. It replaces what an earlier call
+    chose, and goes after everything that puts other modules into the model. Without --amp nothing
+    is chosen: all is float32.
+
+    Without it the entropy models compute likelihoods in bfloat16, which has three digits: the
+    rate is wrong, and so is its gradient. Under fp16, GDN's squares overflow from 256 on.
+
+    Raises:
+        ConfigError: a class of --local-fp32-class that the model does not have.
+    """
+    release_float32(model)
+    if config.amp == "off":
+        return []
+    chooses = _rule(model, config)
+    names = [name for name, module in model.named_modules() if chooses(name, module)]
+    for name in names:
+        _Float32().attach(model.get_submodule(name))
+    return names
+
+
+def release_float32(model: nn.Module) -> None:
+    """Undo `keep_float32`."""
+    for module in model.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, _Float32):
+                hook.detach()
+
+
+def _rule(model: nn.Module, config: PrecisionConfig) -> _Rule:
+    """Return which modules, by name and module, stay in float32."""
+    if config.local_fp32 == "none":
+        return lambda *_: False
+    if config.local_fp32 == "entropy":
+        return lambda _, module: isinstance(module, ENTROPY)
+    if config.local_fp32 == "entropy+decoder":
+        return lambda name, module: isinstance(module, ENTROPY) or name == "g_s"
+    if config.local_fp32 == "all_normexp":
+        return lambda _, module: isinstance(module, NORMEXP)
+    existing = sorted({type(module).__name__ for module in model.modules()})
+    wanted = config.local_fp32_class
+    unknown = [name for name in wanted if name not in existing]
+    if unknown:
+        raise ConfigError(
+            f"--local-fp32-class is {unknown[0]!r}; expected one of {', '.join(existing)}"
+        )
+    return lambda _, module: type(module).__name__ in wanted
+
+
+class _Float32:
+    """Leaves autocast when a module is called, and enters it again afterwards.
+
+    Hooks, because a forward of its own on an instance would be shared by the module's copies.
+    """
+
+    def __init__(self) -> None:
+        self._entered: list[ExitStack] = []
+        self._handles: list[Any] = []
+
+    def attach(self, module: nn.Module) -> None:
+        """Start with a module."""
+        before = module.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
+        # Also after an exception: what comes next must not compute in float32 unnoticed.
+        after = module.register_forward_hook(self.leave, always_call=True)
+        self._handles = [before, after]
+
+    def detach(self) -> None:
+        """End it."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Disable autocast and cast inputs, before the forward."""
+        values = [*args, *kwargs.values()]
+        device = next((v.device.type for v in values if isinstance(v, Tensor)), "cpu")
+        stack = ExitStack()
+        stack.enter_context(torch.autocast(device, enabled=False))
+        self._entered.append(stack)
+        return tuple(map(_single, args)), {name: _single(v) for name, v in kwargs.items()}
+
+    def leave(self, *_: Any) -> None:
+        """Restore autocast, after the forward."""
+        if self._entered:
+            self._entered.pop().close()
+
+
+def _single(value: Any) -> Any:
+    """Return a tensor of floats in float32, and anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

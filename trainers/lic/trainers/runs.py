@@ -1,0 +1,251 @@
+"""From options and folders to a Trainer that is ready to run: new, or where it stopped."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from lic.codec.errors import ConfigError, TrainingError
+from lic.codec.models import MODELS
+from lic.trainers.checkpoints import CheckpointManager, load
+from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig, option_name
+from lic.trainers.data import TrainingData, find_photos, split_validation
+from lic.trainers.loop import Trainer
+from lic.trainers.losses import ms_ssim_note
+from lic.trainers.models import Codec, trainable
+from lic.trainers.objective import build_objective, no_rate_note, unreached
+from lic.trainers.precision import fabric_precision, keep_float32
+from lic.trainers.qat import convert, prepare_qat, save_converted
+from lic.trainers.replacement import replace_activations
+from lic.trainers.scope import apply_scope
+from lic.trainers.start import prepare
+from lic.trainers.trackers import build_trackers
+
+Say = Callable[[str], None]
+
+INT8 = "int8.safetensors"
+
+# What may differ when a run goes on: none of it changes a weight.
+FREE = frozenset(
+    [item.name for name in ("watch", "checkpoint") for item in fields(SECTIONS[name])]
+    + ["workers", "cache_mib"]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run reads, writes and computes.
+
+    Attributes:
+        images: folder of photos.
+        folder: of the run.
+        device: auto, cpu, cuda or mps.
+        devices: processes on this machine, one for each device.
+        nodes: machines.
+    """
+
+    images: Path
+    folder: Path
+    device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+
+
+def open_fabric(config: TrainConfig, place: Place) -> Fabric:
+    """Return the devices of a run, launched: from here on every process runs this code.
+
+    Raises:
+        ConfigError: a device or precision that this machine does not have.
+    """
+    # It tells of precision and processes on every start.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    strategy = "ddp" if place.devices * place.nodes > 1 else "auto"
+    try:
+        fabric = Fabric(
+            accelerator=place.device,
+            devices=place.devices,
+            num_nodes=place.nodes,
+            strategy=strategy,
+            precision=fabric_precision(config.precision, place.device),  # type: ignore[arg-type]
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"--device {place.device} --devices {place.devices}: {error}") from None
+    return fabric
+
+
+def start(
+    model: Codec,
+    config: TrainConfig,
+    place: Place,
+    fabric: Fabric,
+    say: Say,
+    *,
+    fresh: bool,
+    replaces: bool = False,
+) -> Trainer:
+    """Return a new run.
+
+    Args:
+        model: what it goes on from.
+        config: its options.
+        place: where.
+        fabric: as launched.
+        say: takes notes for the user.
+        fresh: whether the model is untrained and wants the start of `config.model`.
+        replaces: whether the model's non-linearities are replaced first.
+
+    Raises:
+        ConfigError: options that do not go with the model.
+        TrainingError: photos of which none is of use.
+    """
+    data, validation = _pictures(config, place)
+    torch.manual_seed(config.run.seed)
+    replaced: list[str] = []
+    if replaces:
+        crops = data.wider(crop=192, batch=16).batch(0).float() / 255
+        result = replace_activations(model, config.activation, config.replacement, crops)
+        model, replaced = result.model, result.modules
+        _say_all(say, result.notes)
+    _say_all(say, apply_scope(model, replaced, config.replacement))
+    prepare(model, data, config, fresh=fresh)
+    facts = {"replaced": replaced, "replaces": replaces}
+    trainer = _trainer(model, config, place, fabric, say, data, validation, facts)
+    _track(trainer)
+    return trainer
+
+
+def resume(state: dict[str, Any], place: Place, fabric: Fabric, say: Say) -> Trainer:
+    """Return the run of a checkpoint's state as it was then.
+
+    Raises:
+        TrainingError: a state that no run of this version wrote.
+    """
+    config = TrainConfig.from_dict(state["config"])
+    data, validation = _pictures(config, place)
+    try:
+        made = MODELS[state["architecture"]].from_dict(state["model_config"])
+        model = trainable(made, str(place.folder))
+        apply_scope(model, state["facts"]["replaced"], config.replacement)
+        trainer = _trainer(model, config, place, fabric, say, data, validation, state["facts"])
+        trainer.restore(state)
+    except (KeyError, RuntimeError, ConfigError) as error:
+        raise TrainingError(
+            f"{place.folder}: its checkpoint does not fit this version of lic ({error})"
+        ) from None
+    _track(trainer)
+    return trainer
+
+
+def _track(trainer: Trainer) -> None:
+    """Give the first process its trackers; what they were told of later steps is forgotten."""
+    if trainer.fabric.is_global_zero:
+        trainer.checkpoints.remove_later(trainer.step)
+        trainer.trackers = build_trackers(
+            trainer.folder,
+            trainer.config.watch,
+            trainer.config.to_dict(),
+            resume_step=trainer.step,
+        )
+
+
+def last_state(folder: Path, given: Mapping[str, Any], say: Say) -> dict[str, Any]:
+    """Return the state of a run's last checkpoint, the options in FREE set as given.
+
+    Raises:
+        TrainingError: no readable checkpoint.
+        ConfigError: an option that differs and would make it another run.
+    """
+    path = CheckpointManager(folder, CheckpointConfig(), say).latest()
+    if path is None:
+        raise TrainingError(f"{folder}: no such checkpoint; leave out --resume to start a run")
+    state = load(path)
+    config = TrainConfig.from_dict(state["config"])
+    other = [name for name in given if name not in FREE]
+    differing = [name for name in other if config.updated({name: given[name]}) != config]
+    if differing:
+        raise ConfigError(
+            f"{folder}: the run was started with other values of "
+            f"{', '.join(option_name(name) for name in differing)}; leave them out, or start in "
+            "a new folder"
+        )
+    return {**state, "config": config.updated(given).to_dict()}
+
+
+def _pictures(config: TrainConfig, place: Place) -> tuple[TrainingData, list[Path]]:
+    photos = find_photos(place.images, config.data.prefix)
+    training, validation = split_validation(place.images, photos, config.data)
+    return TrainingData(training, config.data, seed=config.run.seed), validation
+
+
+def _trainer(
+    model: Codec,
+    config: TrainConfig,
+    place: Place,
+    fabric: Fabric,
+    say: Say,
+    data: TrainingData,
+    validation: Sequence[Path],
+    facts: dict[str, Any],
+) -> Trainer:
+    _leave_out_unreached(model, config, say)
+    _check_stride(model, data)
+    say(f"loss: {build_objective(config.loss).formula}")
+    note = ms_ssim_note(min(data.height, data.width)) if config.loss.loss != "mse" else ""
+    if note:
+        say(note)
+    kept = keep_float32(model, config.precision)
+    if kept:
+        say(f"in float32: {', '.join(kept)}")
+    qat = prepare_qat(model, config.qat) if config.qat.qat else None
+    _say_all(say, qat.notes if qat else [])
+    return Trainer(
+        model, config, build_objective(config.loss), data, place.folder, fabric,
+        validation=validation, facts=facts, qat=qat, say=say,
+    )  # fmt: skip
+
+
+def _check_stride(model: Codec, data: TrainingData) -> None:
+    """Refuse crops that the model's transforms would have to pad."""
+    for name, side in (("wide", data.width), ("high", data.height)):
+        if side % model.stride:
+            raise ConfigError(
+                f"crops are {side} pixels {name}; expected a multiple of {model.stride} for "
+                f"{model.name}, such as {-(-side // model.stride) * model.stride}"
+            )
+
+
+def save_int8(trainer: Trainer) -> Path | None:
+    """Write what simulated int8 arithmetic came to beside the float checkpoints, if there is any.
+
+    The model is a plain one afterwards.
+    """
+    if trainer.qat is None:
+        return None
+    path = trainer.folder / INT8
+    with trainer.ema.in_place(trainer.bare):
+        trainer.bare.entropy_bottleneck.solve_quantiles()
+        save_converted(path, convert(trainer.bare, trainer.qat))
+    trainer.qat.detach()
+    return path
+
+
+def _leave_out_unreached(model: Codec, config: TrainConfig, say: Say) -> None:
+    """Freeze what no gradient reaches: processes and gradient scalers would wait for it."""
+    names = unreached(model, config.loss)
+    for name, parameter in model.named_parameters():
+        if name in names and not name.endswith("quantiles"):
+            parameter.requires_grad_(False)
+    note = no_rate_note(names, config.loss)
+    if note:
+        say(note)
+
+
+def _say_all(say: Say, notes: Sequence[str]) -> None:
+    for note in notes:
+        say(note)
