@@ -49,6 +49,38 @@ def test_commands_of_the_section_on_use(photos: Path) -> None:
     assert (photos / "pictures" / "trip" / "b.webp").is_file()
 
 
+def test_commands_of_the_training_guide(photos: Path) -> None:
+    """With few steps and the small model, in the order they come."""
+    import torch
+
+    from lic.codec.models import FactorizedConfig, FactorizedPrior
+
+    torch.manual_seed(0)
+    model = FactorizedPrior(FactorizedConfig(N=8, M=12))
+    torch.save(model.state_dict(), photos / "bmshj2018-factorized.pth.tar")
+    (photos / "photos").rename(photos / "PHOTOS")
+    with Image.open(ROOT / "samples" / "kodim23.png") as image:
+        for i in range(12):
+            image.crop((40 * i, 0, 40 * i + 160, 160)).save(photos / "PHOTOS" / f"{i}.png")
+    few = " --steps 2 --batch 1 --device cpu --start random"
+    lic = f"{shlex.quote(sys.executable)} -c 'from lic.cli.app import main; main()'"
+    commands = _commands((ROOT / "trainers" / "GUIDE.md").read_text())
+    assert len(commands) > 8
+    for command in commands:
+        command = command.replace("--size 4", "--size lite")
+        if command.startswith("lic train bmshj2018") and "--resume" not in command:
+            command += few
+        if command.startswith("lic train relu"):
+            command += few.replace(" --start random", "")
+        if "--qat" in command:
+            command += " --qat-calibration-steps 1"
+        done = subprocess.run(
+            lic + command[3:], shell=True, cwd=photos, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    assert (photos / "runs" / "int8" / "int8.safetensors").is_file()
+
+
 def test_the_python_example(photos: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     subprocess.run([sys.executable, "-c", code], cwd=photos, check=True, timeout=120)

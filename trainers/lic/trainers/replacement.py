@@ -174,7 +174,9 @@ def _wanted(act: nn.Module | None, u: Tensor, a: Tensor) -> tuple[Tensor, Tensor
     # The line through zero that is nearest to the old non-linearity.
     gain = (u * a).sum(dim=(0, 2, 3)) / (u * u).sum(dim=(0, 2, 3)).clamp(min=1e-12)
     if isinstance(act, nn.ReLU):
-        room = HEAD_ROOM * a.std(dim=(0, 2, 3)) - a.mean(dim=(0, 2, 3))
+        # A channel that never varies still has to pass: what it is worth comes after it.
+        deviation = a.std(dim=(0, 2, 3)).clamp(min=0.05 * float(a.square().mean().sqrt()))
+        room = HEAD_ROOM * deviation - a.mean(dim=(0, 2, 3))
         return a + room[:, None, None], gain
     return u * gain[:, None, None], gain
 
@@ -246,7 +248,9 @@ class _Moments(NamedTuple):
     def solve(self, held: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return weights (F, K), drawn towards `held` (F, K), and the bias (K,), given or best."""
         covariance = self.ff - torch.outer(self.f, self.f)
-        ridge = RIDGE * covariance.diagonal().mean().clamp(min=1e-12)
+        # Features that never vary, as of an encoder that gives nothing yet, must not blow weights up.
+        level = self.ff.diagonal().mean().clamp(min=1e-12)
+        ridge = RIDGE * torch.maximum(covariance.diagonal().mean(), 1e-3 * level)
         if bias is None:
             left, right = covariance, self.ft - torch.outer(self.f, self.t)
         else:
