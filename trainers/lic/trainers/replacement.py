@@ -248,7 +248,7 @@ class _Moments(NamedTuple):
     def solve(self, held: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return weights (F, K), drawn towards `held` (F, K), and the bias (K,), given or best."""
         covariance = self.ff - torch.outer(self.f, self.f)
-        # Features that never vary, as of an encoder that gives nothing yet, must not blow weights up.
+        # Features that never vary, as of an encoder that gives nothing yet, must not blow up.
         level = self.ff.diagonal().mean().clamp(min=1e-12)
         ridge = RIDGE * torch.maximum(covariance.diagonal().mean(), 1e-3 * level)
         if bias is None:
