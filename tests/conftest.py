@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -11,6 +12,10 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from lic.codec.models import HPCM, FactorizedPrior
+
+# Wall time belongs to whoever else is running.
+hypothesis.settings.register_profile("lic", deadline=None)
+hypothesis.settings.load_profile("lic")
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "kodim23.png"
 Activation = Literal["relu", "gdn", "igdn1"]
