@@ -31,7 +31,7 @@ CODEC_LAYERS = (
 )
 TRAINERS_LAYERS = (
     ("config", "schedules", "files", "photos", "workers", "crop_manifest", "curves"),
-    ("losses", "optimizers", "data", "prepare", "precision", "guard", "ema"),
+    ("losses", "optimizers", "data", "prepare", "precision", "guard", "ema", "stopping"),
     (
         "objective", "start", "replacement", "scope", "qat",
         "checkpoints", "validation", "trackers", "reconstructions",

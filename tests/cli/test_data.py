@@ -96,16 +96,17 @@ def test_codes_of_what_cannot_be_done(
 def test_what_ended_early_says_how_to_go_on(
     lic: Lic, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
+    rename = Path.replace
 
-    def fails(path: Path, data: bytes) -> int:
-        if path.parent.name == "train" and any(path.parent.glob("*.png")):
+    def fails(path: Path, target: Path) -> Path:
+        if target.parent.name == "train" and any(target.parent.glob("*.png")):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, data)
+        return rename(path, target)
 
-    monkeypatch.setattr(Path, "write_bytes", fails)
+    monkeypatch.setattr(Path, "replace", fails)
     done = lic("data", "prepare", source, tmp_path / "out", *SIZE)
     assert done.code == 7 and "No space left on device" in done.err
+    assert "checkpoint" not in done.err
     assert "1 of 3 photos done; the same command goes on from there" in done.err
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lic.codec.bundle import MANIFEST, Bundle
 from lic.codec.models import FactorizedPrior
-from lic.trainers import checkpoints
+from lic.trainers import checkpoints, files
 from lic.trainers.config import TrainConfig
 
 Lic = Callable[..., Any]
@@ -19,7 +19,7 @@ Lic = Callable[..., Any]
 @pytest.fixture
 def checkpoint(tmp_path: Path, tiny_model: FactorizedPrior) -> Path:
     """A finished run's checkpoint; lambda 0.02."""
-    path = tmp_path / "run" / checkpoints.CHECKPOINTS / "step-00000007.pt"
+    path = tmp_path / "run" / files.CHECKPOINTS / "step-00000007.pt"
     path.parent.mkdir(parents=True)
     state: dict[str, Any] = {entry: {} for entry in checkpoints.ENTRIES}
     state |= {

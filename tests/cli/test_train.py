@@ -17,8 +17,9 @@ from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError
 from lic.codec.models import FactorizedConfig, FactorizedPrior
 from lic.trainers import recipes
-from lic.trainers.checkpoints import CHECKPOINTS, find_checkpoint, load
+from lic.trainers.checkpoints import find_checkpoint, load
 from lic.trainers.config import SECTIONS, TrainConfig, option_name
+from lic.trainers.files import CHECKPOINTS
 from lic.trainers.loop import Trainer
 from lic.trainers.trackers import METRICS
 
@@ -134,6 +135,9 @@ def test_options_come_back_from_their_file(
     one, two = (load(find_checkpoint(tmp_path / name))["config"] for name in ("one", "two"))
     assert TrainConfig.from_dict(tomllib.loads(saved.read_text())).to_dict() == one
     assert one["loss"]["lmbda"] == 0.02 and one["activation"]["enc_residual"] is False
+    later = (*more, "--resume", "--save-config", tmp_path / "later.toml")
+    assert lic(*small_run(tmp_path / "one", photos, *later)).code == 0
+    assert (tmp_path / "later.toml").read_bytes() == saved.read_bytes()
     assert two["loss"].pop("lmbda") == 0.03 and one["loss"].pop("lmbda")
     assert one == two
     assert no_export
@@ -157,6 +161,21 @@ def test_a_file_of_options_that_cannot_be_used_is_named(
     done = lic(*small_run(tmp_path / "run", photos, "--config", path))
     assert done.code == 2 and message in done.err and str(path) in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_file_leaves_out_is_as_the_help_says(
+    lic: Lic, photos: Path, tmp_path: Path, gdn_file: Path, no_export: dict[str, Any]
+) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text("[loss]\nlmbda = 0.05\n")
+    run = tmp_path / "run"
+    more = ("--init", gdn_file, "--replace-init", "plain", "--config", path)
+    done = lic("train", "relu", photos, "-o", run, *SMALL, *more)
+    assert done.code == 0, done.err
+    config = load(find_checkpoint(run))["config"]
+    assert config["loss"]["lmbda"] == 0.05
+    assert config["optimizer"]["lr"] == recipes.relu().optimizer.lr != TrainConfig().optimizer.lr
+    assert no_export
 
 
 @pytest.mark.parametrize("command", ["bmshj2018", "relu"])
@@ -227,10 +246,13 @@ def test_without_init_a_model_is_small_and_relu() -> None:
 
 def test_act_says_what_the_normalisations_of_a_foreign_checkpoint_are(gdn_file: Path) -> None:
     for act in ("gdn", "igdn1"):
-        model, config = starting_model(TrainConfig(), {"act": act}, gdn_file)
+        given = {"act": act}
+        model, config = starting_model(TrainConfig().updated(given), given, gdn_file)
         assert model.config.decoder_activation == config.activation.act == act
     with pytest.raises(ConfigError, match="--act is relu"):
         starting_model(TrainConfig(), {"act": "relu"}, gdn_file)
+    from_file = TrainConfig().updated({"act": "igdn1"})
+    assert starting_model(from_file, {}, gdn_file)[0].config.encoder_activation == "igdn1"
 
 
 def test_a_folder_that_cannot_be_written_ends_before_the_first_step(

@@ -57,7 +57,7 @@ def manager(folder: Path, last: int = 3, best: int = 2, metric: str = "val_loss"
 
 
 def steps(folder: Path) -> list[int]:
-    found = sorted((folder / checkpoints.CHECKPOINTS).glob("step-*.pt"))
+    found = sorted((folder / files.CHECKPOINTS).glob("step-*.pt"))
     return [int(path.stem[5:]) for path in found]
 
 
@@ -108,7 +108,7 @@ class Malice:
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])
 def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path: Path, kind: str) -> None:
-    path, trace = tmp_path / checkpoints.CHECKPOINTS / NAME, tmp_path / "trace"
+    path, trace = tmp_path / files.CHECKPOINTS / NAME, tmp_path / "trace"
     content = state(objective=Malice(trace))
     path.parent.mkdir()
     if kind == "torch":
@@ -239,7 +239,7 @@ def test_what_was_just_written_stays_even_if_later_steps_lie_there(tmp_path: Pat
 
 
 def test_other_files_are_left_alone_and_count_for_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / checkpoints.CHECKPOINTS
+    folder = tmp_path / files.CHECKPOINTS
     folder.mkdir()
     foreign = ["notes.txt", "step-1.pt", "step-00000002.pt.bak", "best.pt", "step-00000003.pt.tmp"]
     for name in foreign:
@@ -261,8 +261,8 @@ def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint(tmp_p
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        files.write_whole(tmp_path / checkpoints.CHECKPOINTS / NAME, killed)
-    leftover = tmp_path / checkpoints.CHECKPOINTS / names[0]
+        files.write_whole(tmp_path / files.CHECKPOINTS / NAME, killed)
+    leftover = tmp_path / files.CHECKPOINTS / names[0]
     leftover.write_bytes(b"half of it")
     manager(tmp_path).write(state(), 9, {})
     assert not leftover.exists()
@@ -302,7 +302,7 @@ def test_damage_to_the_newest_gives_the_one_before_and_a_note(tmp_path: Path) ->
     ours = manager(tmp_path)
     for step in (1, 2, 3):
         ours.write(state(), step, {"val_loss": 1.0 / step})
-    damage(tmp_path / checkpoints.CHECKPOINTS / "step-00000003.pt")
+    damage(tmp_path / files.CHECKPOINTS / "step-00000003.pt")
     restarted = manager(tmp_path)
     assert restarted.latest().name == "step-00000002.pt"
     assert restarted.best().name == "step-00000002.pt"
@@ -325,7 +325,7 @@ def test_a_run_gives_its_averaged_model_and_its_provenance(
 ) -> None:
     content = run_state(kind, facts={"replaced": ["g_a.1"]})
     manager(tmp_path).write(content, 20, {})
-    for source in (tmp_path, tmp_path / checkpoints.CHECKPOINTS, find_checkpoint(tmp_path)):
+    for source in (tmp_path, tmp_path / files.CHECKPOINTS, find_checkpoint(tmp_path)):
         model, provenance = load_model(source)
         assert type(model) is kind
         assert not model.training

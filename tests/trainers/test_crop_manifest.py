@@ -118,25 +118,43 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_made(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    write = Path.write_bytes
+    rename = Path.replace
     count = 0
 
-    def fails(path: Path, data: bytes) -> int:
+    def fails(path: Path, target: Path) -> Path:
         nonlocal count
-        count += path.parent.name == "train"
+        count += target.parent.name == "train"
         if count == 4:
-            write(path, data[:10])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, data)
+        return rename(path, target)
 
-    monkeypatch.setattr(Path, "write_bytes", fails)
+    monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(OutputError, match=r"train/.*cannot be written \(No space left on device\)"):
         prepare(source, out, SMALL)
-    assert len(crops_of(out)) == 3
+    assert len(crops_of(out)) == len(list((out / "train").iterdir())) == 3
     with pytest.raises(TrainingError, match="not complete"):
         TrainingData(find_photos(out), DataConfig(prepared=True), 0)
     monkeypatch.undo()
     assert prepare(source, out, SMALL).made == 2
+
+
+def test_what_a_killed_run_was_writing_is_cleared_away_and_nothing_else(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "lic-crops.json.0123456789abcdef.tmp").touch()
+    prepare(source, out, SMALL)
+    expected = files(out)
+    (out / "train" / f"{crops_of(out)[0].name}.0123456789abcdef.tmp").touch()
+    prepare(source, out, SMALL)
+    assert files(out) == expected
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "own.tmp").touch()
+    with pytest.raises(OutputError, match="holds files but no"):
+        prepare(source, strange, SMALL)
+    assert (strange / "own.tmp").exists()
 
 
 def test_a_journal_line_that_was_cut_off_costs_one_photo(source: Path, tmp_path: Path) -> None:

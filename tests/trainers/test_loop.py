@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor
 
 from lic.codec.errors import ConfigError, TrainingError
@@ -16,12 +17,14 @@ from lic.codec.models import (
     HyperpriorConfig,
     ScaleHyperprior,
 )
-from lic.trainers.checkpoints import CHECKPOINTS, find_checkpoint, load, load_model
+from lic.trainers.checkpoints import find_checkpoint, load, load_model
 from lic.trainers.config import TrainConfig
-from lic.trainers.loop import Interrupted, Trainer
+from lic.trainers.files import CHECKPOINTS
+from lic.trainers.loop import Trainer
 from lic.trainers.losses import Terms
 from lic.trainers.objective import RateDistortion
 from lic.trainers.runs import Place, last_state, open_fabric, resume, start
+from lic.trainers.stopping import Interrupted
 from lic.trainers.trackers import METRICS
 
 BASE = TrainConfig().updated(
@@ -207,6 +210,18 @@ def test_a_request_to_stop_ends_the_step_and_leaves_a_checkpoint(
     assert [m["step"] for m in metrics(tmp_path)] == list(range(1, 13))
 
 
+def test_a_request_to_stop_keeps_what_ranks_the_checkpoint_of_that_very_step(
+    tmp_path: Path, photos: Path
+) -> None:
+    def ask(values: dict[str, float]) -> None:
+        if values["step"] == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="step 6"):
+        begin(tmp_path, photos, {"best_metric": "loss"}).run(ask)
+    assert last(tmp_path)["metrics"]["loss"] == metrics(tmp_path)[-1]["loss"]
+
+
 @pytest.mark.parametrize("kind", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, photos: Path, kind: str) -> None:
     run = begin(tmp_path, photos)
@@ -278,6 +293,48 @@ def test_what_changes_no_weight_may_change_when_a_run_goes_on(tmp_path: Path, ph
     assert run.config.checkpoint.keep_last == 5
 
 
+def test_a_run_goes_on_with_as_many_processes_and_tells_of_other_photos(
+    tmp_path: Path, photos: Path
+) -> None:
+    begin(tmp_path, photos, {"steps": 1}).run(quiet)
+    state = last_state(tmp_path, {}, lambda _: None)
+    place = Place(images=photos, folder=tmp_path, device="cpu")
+    fabric = open_fabric(BASE, place)
+    notes: list[str] = []
+    resume(state, place, fabric, notes.append)
+    assert not any("photos" in note for note in notes)
+    state["facts"]["photos"] += 1
+    resume(state, place, fabric, notes.append)
+    assert any(f"4 photos to train on, but {4 + 1} when the run" in note for note in notes)
+    state["facts"]["processes"] = 2
+    with pytest.raises(ConfigError, match="started with 2 processes, and now there are 1"):
+        resume(state, place, fabric, notes.append)
+
+
+def test_what_follows_a_validation_needs_one(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(ConfigError, match="--schedule plateau: no pictures to validate on"):
+        begin(tmp_path, photos, {"schedule": "plateau"})
+    notes: list[str] = []
+    begin(tmp_path, photos, {"recon_every": 1, "steps": 2}, notes=notes).run(quiet)
+    assert any(note.startswith("--recon-every: no pictures") for note in notes)
+    assert not (tmp_path / "reconstructions").exists()
+
+
+def test_the_scale_of_gradients_changes_once_a_step(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two optimisers, the second one's gradients would be taken for larger or smaller."""
+    run = begin(tmp_path, photos, {"steps": 3, "eb_aux": True})
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
+    precision = MixedPrecision("16-mixed", "cpu", scaler)
+    monkeypatch.setattr(run.fabric.strategy, "_precision", precision)
+    seen: list[float] = []
+    for named in run.optimizers:
+        named.optimizer.register_step_pre_hook(lambda *_: seen.append(scaler.get_scale()))
+    run.run(quiet)
+    assert seen == [4.0] * 3 + [8.0] * 3 + [16.0] * 3
+
+
 def test_nothing_to_resume_is_said(tmp_path: Path, photos: Path) -> None:
     with pytest.raises(TrainingError, match="no such checkpoint; leave out --resume"):
         again(tmp_path, photos)
@@ -345,6 +402,26 @@ def test_validation_looks_at_the_averaged_weights_and_ranks_checkpoints(
     assert len(list((tmp_path / "run" / CHECKPOINTS).iterdir())) in (1, 2)
 
 
+def test_validation_comes_as_often_as_asked_and_a_plateau_follows_it(
+    tmp_path: Path, photos: Path
+) -> None:
+    other = tmp_path / "val"
+    other.mkdir()
+    (other / "z.png").write_bytes((photos / "d.png").read_bytes())
+    options = {
+        "val": str(other), "val_every": 3, "schedule": "plateau", "plateau_patience": 0,
+        "plateau_factor": 0.5, "lr_warmup_steps": 0, "ema": 0.0,
+    }  # fmt: skip
+    run = begin(tmp_path / "run", photos, options)
+    # Nothing is better than this, so that every validation is one without gain.
+    run.schedule.update(-1e9)
+    run.run(quiet)
+    rows = metrics(tmp_path / "run")
+    assert [m["step"] for m in rows if "val_loss" in m] == [3, 6, 9, 12]
+    rates = [m["lr"] for m in rows if "lr" in m]
+    assert rates == [1e-3] * 3 + [5e-4] * 3 + [2.5e-4] * 3 + [1.25e-4] * 3
+
+
 def test_reconstructions_come_with_the_epochs(tmp_path: Path, photos: Path) -> None:
     options = {"recon_every": 2, "recon_count": 1, "epochs": 4, "val_share": 0.5}
     copies = tmp_path / "photos"
@@ -356,6 +433,18 @@ def test_reconstructions_come_with_the_epochs(tmp_path: Path, photos: Path) -> N
     run.run(quiet)
     found = {path.name for path in (tmp_path / "run" / "reconstructions").iterdir()}
     assert found == {"original-00.png", "epoch-0002-00.png", "epoch-0004-00.png", "contact.png"}
+
+
+def test_a_run_that_ends_within_an_epoch_keeps_the_pictures_of_the_one_before(
+    tmp_path: Path, photos: Path
+) -> None:
+    other = tmp_path / "val"
+    other.mkdir()
+    (other / "z.png").write_bytes((photos / "d.png").read_bytes())
+    options = {"recon_every": 1, "recon_count": 1, "batch": 1, "steps": 5, "val": str(other)}
+    begin(tmp_path / "run", photos, options).run(quiet)
+    found = {path.name for path in (tmp_path / "run" / "reconstructions").glob("epoch*")}
+    assert found == {"epoch-0001-00.png", "epoch-0002-00.png"}
 
 
 @pytest.mark.parametrize("act", ["relu", "igdn1", "gdnish"])

@@ -93,8 +93,8 @@ def _parameter(recipe: TrainConfig, section: str, item: "Field[Any]") -> inspect
     )
 
 
-def read_config(path: Path) -> TrainConfig:
-    """Return the options of a TOML file; what it leaves out has the default.
+def read_config(path: Path, base: TrainConfig) -> TrainConfig:
+    """Return the options of a TOML file; what it leaves out is as in `base`.
 
     Raises:
         ConfigError: missing, no TOML, or holding what is no option.
@@ -102,7 +102,7 @@ def read_config(path: Path) -> TrainConfig:
     import tomllib
 
     try:
-        return TrainConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        return TrainConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")), base)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -111,7 +111,7 @@ def read_config(path: Path) -> TrainConfig:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def write_config(config: TrainConfig, path: Path, out: Output, *, force: bool = True) -> None:
+def write_config(config: TrainConfig, path: Path, out: Output) -> None:
     """Write all options as TOML that `read_config` takes back.
 
     Raises:
@@ -122,5 +122,5 @@ def write_config(config: TrainConfig, path: Path, out: Output, *, force: bool = 
     from lic.cli.batch import write_output
 
     data = tomli_w.dumps(config.to_dict()).encode()
-    write_output(data, path, force=force)
+    write_output(data, path, force=True)
     out.note(f"options -> {path}")

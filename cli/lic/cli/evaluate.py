@@ -71,6 +71,8 @@ def evaluate(
     if len(named) + (model is not None) > 1:
         raise ConfigError(f"found {' '.join(paths)}; expected at most one model and one folder")
     model = named[0] if named else model
+    if Path(dataset).is_dir() and is_checkpoint(Path(dataset)):
+        raise ConfigError(f"{dataset} is a run; name a folder of pictures after it")
     pictures = find_pictures(Path(dataset))
     engine: dict[str, Any] = {
         "device": device, "threads": threads, "precision": precision, "repeats": repeats

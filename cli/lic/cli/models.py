@@ -267,7 +267,8 @@ def load_any(
         provenance = {"started_from": bundle.label, **own, **bundle.manifest.training}
         model: Any = load_bundle(bundle)
     elif _is_run(source):
-        from lic.trainers.checkpoints import CHECKPOINTS, load_model
+        from lic.trainers.checkpoints import load_model
+        from lic.trainers.files import CHECKPOINTS
 
         if source.is_dir() and not (source / CHECKPOINTS).is_dir():
             raise ModelMismatchError(
@@ -294,13 +295,17 @@ def _is_bundle(source: Path) -> bool:
 
 def is_checkpoint(source: Path) -> bool:
     """Return whether a path is that of weights to make a bundle of: a run, or a checkpoint."""
+    from lic.trainers.files import CHECKPOINTS
+
     if source.is_dir():
-        return (source / "checkpoints").is_dir()
+        return (source / CHECKPOINTS).is_dir()
     return source.is_file() and source.suffix != ".zip"
 
 
 def _is_run(source: Path) -> bool:
-    return source.is_dir() or (source.suffix == ".pt" and source.parent.name == "checkpoints")
+    from lic.trainers.files import CHECKPOINTS
+
+    return source.is_dir() or (source.suffix == ".pt" and source.parent.name == CHECKPOINTS)
 
 
 def _foreign(state: Any, activation: str, arch: str, placement: str | None) -> Any:

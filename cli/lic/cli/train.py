@@ -71,7 +71,7 @@ def bmshj2018(
 ) -> None:
     """Train bmshj2018 from scratch, or go on from a model, then write its bundle."""
     run = _Run(images, output, device, devices, nodes, rate, dtype, quiet)
-    base = read_config(config) if config else recipes.bmshj2018()
+    base = run.options(config, recipes.bmshj2018(), resume=resume)
 
     def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
         return starting_model(wanted, given, init)
@@ -104,18 +104,19 @@ def relu(
 ) -> None:
     """Replace the GDN of a trained bmshj2018 by what NPUs run, train on, and write its bundle."""
     run = _Run(images, output, device, devices, nodes, rate, dtype, quiet)
-    base = read_config(config) if config else recipes.relu()
+    base = run.options(config, recipes.relu(), resume=resume)
 
     def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
         from lic.cli.models import load_any
-        from lic.trainers.models import trainable
+        from lic.trainers.models import described, trainable
 
         if init is None:
             raise ConfigError(
                 "lic train relu needs --init, the trained model whose GDN it replaces; 'lic train "
                 "bmshj2018 --act relu' starts from scratch"
             )
-        return trainable(load_any(init)[0], str(init)), wanted
+        loaded = trainable(load_any(init)[0], str(init))
+        return loaded, described(loaded, wanted)
 
     run.go(base, given, init, model, resume=resume, save=save_config, replaces=True)
 
@@ -131,7 +132,7 @@ def starting_model(
     from lic.cli.models import load_any
 
     # The tensors of a foreign checkpoint do not tell GDN from GDN1; --act does.
-    loaded = load_any(init, "igdn1" if given.get("act") == "igdn1" else "gdn")[0]
+    loaded = load_any(init, "igdn1" if config.activation.act == "igdn1" else "gdn")[0]
     model = trainable(loaded, str(init))
     return model, describe(model, config, given, str(init))
 
@@ -156,6 +157,12 @@ class _Run:
             images=images, folder=output, device=device, devices=devices, nodes=nodes
         )
 
+    def options(self, file: Path | None, recipe: TrainConfig, *, resume: bool) -> TrainConfig:
+        """Return the recipe with what a file of options says."""
+        if file and resume:
+            raise ConfigError("--resume goes on with the run's own options; leave out --config")
+        return read_config(file, recipe) if file else recipe
+
     def go(
         self,
         base: TrainConfig,
@@ -177,6 +184,8 @@ class _Run:
             state = runs.last_state(folder, given, self.out.note)
             fabric = runs.open_fabric(TrainConfig.from_dict(state["config"]), self.place)
             self._quiet_but_first(fabric)
+            if save and fabric.is_global_zero:
+                write_config(TrainConfig.from_dict(state["config"]), save, self.out)
             trainer = runs.resume(state, self.place, fabric, self.out.note)
         else:
             config = replace(base.updated(given), init=init.name if init else base.init)
@@ -200,8 +209,8 @@ class _Run:
             self.out = Output(-1)
 
     def _train(self, trainer: "Trainer") -> None:
-        from lic.trainers.loop import Interrupted
         from lic.trainers.runs import save_int8
+        from lic.trainers.stopping import Interrupted
 
         try:
             with _bar(trainer.steps, trainer.step, self.out) as report:
@@ -251,7 +260,7 @@ class _Run:
 
 def _check_new(folder: Path) -> None:
     """Make the folder of a run, or say now what its first checkpoint would run into."""
-    from lic.trainers.checkpoints import CHECKPOINTS
+    from lic.trainers.files import CHECKPOINTS
 
     if any((folder / CHECKPOINTS).glob("*.pt")):
         raise OutputError(f"{folder}: holds a run already; --resume goes on with it")

@@ -21,9 +21,7 @@ from lic.codec.errors import ConfigError, LicError, TrainingError
 from lic.codec.models import MODELS, ContextModel, FactorizedPrior
 from lic.codec.models.parameter_counts import check_size
 from lic.trainers.config import CheckpointConfig
-from lic.trainers.files import write_whole, writing
-
-CHECKPOINTS: Final = "checkpoints"
+from lic.trainers.files import CHECKPOINTS, write_whole, writing
 
 ENTRIES: Final = {
     "step": "optimiser steps that were done",

@@ -373,13 +373,18 @@ class TrainConfig:
         return {**sections, "init": self.init}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` gave; sections and options that are left out keep their defaults.
+    def from_dict(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:
+        """Return what `to_dict` gave; sections and options left out are those of `base`.
+
+        Args:
+            values: sections by name, each with options by name; and init.
+            base: None has the defaults.
 
         Raises:
             ConfigError: a section or option that does not exist, or a value that cannot work.
         """
-        init = values.get("init", "")
+        base = cls() if base is None else base
+        init = values.get("init", base.init)
         if not isinstance(init, str):
             raise ConfigError(f"init is {init!r}; expected text")
         unknown = [name for name in values if name not in SECTIONS and name != "init"]
@@ -387,8 +392,12 @@ class TrainConfig:
             raise ConfigError(
                 f"no section is called {unknown[0]!r}; expected some of {', '.join(SECTIONS)}"
             )
-        made = {name: _section(name, values[name]) for name in SECTIONS if name in values}
-        return cls(init=init, **made)
+        made = {
+            name: _section(name, values[name], getattr(base, name))
+            for name in SECTIONS
+            if name in values
+        }
+        return replace(base, init=init, **made)
 
     def updated(self, values: Mapping[str, Any]) -> Self:
         """Return this with options, given by their unique names, set to other values."""
@@ -400,7 +409,7 @@ class TrainConfig:
         return replace(self, **changed)
 
 
-def _section(name: str, values: Any) -> Any:
+def _section(name: str, values: Any, base: Any) -> Any:
     known = [item.name for item in fields(SECTIONS[name])]
     if not isinstance(values, Mapping):
         raise ConfigError(f"[{name}] is {values!r}; expected a section with options")
@@ -409,4 +418,4 @@ def _section(name: str, values: Any) -> Any:
         raise ConfigError(
             f"[{name}] has no option {unknown[0]!r}; expected some of {', '.join(known)}"
         )
-    return SECTIONS[name](**values)
+    return replace(base, **values)

@@ -7,13 +7,13 @@ the last step writes the journal's lines into the manifest.
 
 import contextlib
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from lic.codec.errors import OutputError
+from lic.trainers.files import write_whole, writing
 from lic.trainers.photos import CROP_NAME, MANIFEST, PREPARED
 
 JOURNAL = ".lic-crops.jsonl"
@@ -111,24 +111,8 @@ class Manifest:
         }
         lines = ",\n".join(json.dumps(asdict(self.entries[key])) for key in sorted(self.entries))
         text = json.dumps(head, indent=1)[:-2] + f',\n "photos": [\n{lines}\n]\n}}\n'
-        write_whole(text.encode(), self.path)
-
-
-def write_whole(data: bytes, target: Path) -> None:
-    """Write a file under a hidden name in the same folder, then rename.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    temporary = target.with_name(f".lic-{secrets.token_hex(8)}.part")
-    try:
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
+        with writing(self.path, stays=""):
+            write_whole(self.path, lambda file: file.write(text.encode()))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -186,10 +170,8 @@ class Journal:
         """
         self._manifest = manifest
         self._path = manifest.folder / JOURNAL
-        try:
+        with writing(self._path, stays=""):
             self._file = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise self._refusal(error) from None
 
     def __enter__(self) -> Self:
         return self
@@ -209,13 +191,8 @@ class Journal:
         Raises:
             OutputError: that cannot be written.
         """
-        try:
+        with writing(self._path, stays=""):
             # Its own line, even after one that was cut off.
             self._file.write("\n" + json.dumps(asdict(entry)))
             self._file.flush()
-        except OSError as error:
-            raise self._refusal(error) from None
         self._manifest.add(entry)
-
-    def _refusal(self, error: OSError) -> OutputError:
-        return OutputError(f"{self._path}: cannot be written ({error.strerror or error})")

@@ -40,6 +40,7 @@ class TrainingData:
         height: of crops in pixels.
         width: of crops.
         batch_size: crops per step and process.
+        photos: how many there are.
         unreadable: files of no use that were met so far, and why. Another photo took their place.
     """
 
@@ -70,6 +71,7 @@ class TrainingData:
         if config.prepared:
             self.width, self.height = size or _prepared_size(photos)
         self._photos = list(photos)
+        self.photos = len(self._photos)
         self._cache: dict[Path, NDArray[np.uint8]] = {}
         self._cached = 0
         self._cache_bytes = config.cache_mib * 2**20

@@ -4,17 +4,15 @@ Shapes: B batch of one process, S crop side.
 """
 
 import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lic.codec.errors import OutputError, TrainingError
 from lic.codec.models.noise import noise_shard
@@ -30,15 +28,12 @@ from lic.trainers.optimizers import build_optimizers
 from lic.trainers.qat import Qat
 from lic.trainers.reconstructions import Reconstructions
 from lic.trainers.schedules import build_schedule
+from lic.trainers.stopping import Interrupted, peers_told_apart, stopped_by_signals
 from lic.trainers.trackers import Tracker
 from lic.trainers.validation import validate
 
 Values = dict[str, float]
 Report = Callable[[Values], None]
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop has stopped, after a checkpoint."""
 
 
 class Trainer:
@@ -124,14 +119,16 @@ class Trainer:
         The first Ctrl-C or SIGTERM ends the step, writes a checkpoint and raises Interrupted.
 
         Raises:
-            TrainingError: a loss, gradient or weight is not finite; the last checkpoint stays.
+            TrainingError: a loss, gradient or weight is not finite, or another process has ended;
+                the last checkpoint stays.
             OutputError: metrics or a checkpoint cannot be written; the last checkpoint stays.
             Interrupted: the run was asked to stop.
         """
         # Exact zeros of ReLU drift into denormal numbers, which cost ten times the time.
         torch.set_flush_denormal(True)
         try:
-            with _stopped_by_signals(self._stop, wanted=self.fabric.world_size == 1):
+            alone = self.fabric.world_size == 1
+            with stopped_by_signals(self._stop, wanted=alone), peers_told_apart():
                 self._run(report)
         except BaseException:
             # What went wrong first is what matters.
@@ -160,17 +157,20 @@ class Trainer:
         while self.step < self.steps:
             values = self._train_step(self._next(batches))
             self.step += 1
+            # What was measured of earlier weights says nothing of these.
+            self._metrics = {k: v for k, v in self._metrics.items() if not k.startswith("val_")}
             if self._due(self.config.watch.log_every):
                 now = time.monotonic()
                 report(self._log(values, now - clock, self.step - first))
                 clock, first = now, self.step
                 self._wait = 0.0
-            self._look()
-            if self._stop.is_set() and self.step < self.steps:
-                self.save()
+            stopping = self._stop.is_set() and self.step < self.steps
+            self._look(stopping=stopping)
+            if stopping:
                 raise Interrupted(
                     f"stopped after the checkpoint of step {self.step}; --resume goes on"
                 )
+        self._share_unreadable()
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.steps
@@ -205,10 +205,21 @@ class Trainer:
         if self.config.precision.amp != "fp16":
             check_gradients(norm, self.step)
         self._learn_quantiles()
-        for optimizer in self._wrapped.values():
-            optimizer.step()
+        self._move()
         self.ema.update(self.bare, self.step)
         return {"loss": loss.detach(), "grad_norm": norm, **terms.detached()}
+
+    def _move(self) -> None:
+        """Take the step of every optimiser."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is None:
+            for optimizer in self._wrapped.values():
+                optimizer.step()
+            return
+        # Fabric would change the scale after each: the next one's gradients have the old one.
+        for named in self.optimizers:
+            scaler.step(named.optimizer)
+        scaler.update()
 
     def _learn_quantiles(self) -> None:
         """Add the gradient of the quantiles' own loss, which reaches nothing else."""
@@ -269,21 +280,33 @@ class Trainer:
             return dict(zip(values, cast(Tensor, reduced).tolist(), strict=True))
         return {name: float(value) for name, value in values.items()}
 
+    def _share_unreadable(self) -> None:
+        """Have every process know the unreadable files of all."""
+        if self.fabric.world_size > 1:
+            found: list[Any] = [None] * self.fabric.world_size
+            distributed.all_gather_object(found, self.data.unreadable)
+            for unreadable in found:
+                self.data.unreadable.update(unreadable)
+
     def _track(self, values: Values) -> None:
         for tracker in self.trackers:
             tracker.log(self.step, values)
 
-    def _look(self) -> None:
-        """Validate, reconstruct and save where the step asks for it."""
+    def _look(self, *, stopping: bool) -> None:
+        """Validate, reconstruct and save where the step asks for it; `stopping`, save anyhow."""
         saves = self._due(self.config.checkpoint.checkpoint_every)
         every = self.config.watch.val_every
         if self.validation and (self._due(every) if every else saves):
             self._validate()
         self._reconstruct()
-        if saves:
+        # Once: a second time, the values that rank the checkpoint would be gone.
+        if saves or stopping:
             self.save()
 
     def _validate(self) -> None:
+        """Measure the averaged weights; not before simulated int8 arithmetic is on, if ever."""
+        if self.qat and self.step <= self.config.qat.qat_calibration_steps:
+            return
         values: Values = {}
         if self.fabric.is_global_zero:
             with self.ema.in_place(self.bare):
@@ -296,17 +319,13 @@ class Trainer:
 
     def _reconstruct(self) -> None:
         every = self.config.watch.recon_every * self.epoch_steps
-        if every and self.fabric.is_global_zero and self._due(every):
+        if every and self.validation and self.fabric.is_global_zero and self._due(every):
             with self.ema.in_place(self.bare):
                 sheet = self.reconstructions.add(
-                    self.bare, self.validation, epoch=round(self.step / self.epoch_steps)
+                    self.bare, self.validation, epoch=-(-self.step // self.epoch_steps)
                 )
             for tracker in self.trackers:
                 tracker.image(self.step, "reconstructions", sheet)
-
-    def averaged(self) -> dict[str, Tensor]:
-        """Return the state dict to evaluate and ship: averaged where averages are kept."""
-        return {**self.bare.state_dict(), **self.ema.shadow}
 
     def save(self) -> None:
         """Write the checkpoint of the present step.
@@ -324,8 +343,6 @@ class Trainer:
                 )
         if self.fabric.is_global_zero:
             self.checkpoints.write(self._state(), self.step, self._metrics)
-        # What was measured of these weights says nothing of later ones.
-        self._metrics = {}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -357,29 +374,3 @@ class Trainer:
             self.qat.load_state_dict(state["qat"])
         self.step = state["step"]
         self.elapsed = state["elapsed"]
-
-
-@contextlib.contextmanager
-def _stopped_by_signals(stop: threading.Event, *, wanted: bool) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `stop`; the second acts as ever.
-
-    Not with several processes, which would stop at different steps and wait for each other.
-    """
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, _: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number, old in before.items():
-        # What a parent made ignored stays so: nohup and background jobs count on it.
-        if old is not signal.SIG_IGN:
-            signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -81,6 +81,12 @@ def describe(
     return config.updated({**found, **{k: v for k, v in given.items() if k in ("size",)}})
 
 
+def described(model: Codec, config: TrainConfig) -> TrainConfig:
+    """Return the config with the architecture and size of a model whose activations will change."""
+    sizes = [name for name, widths in SIZES.items() if widths == (model.config.N, model.config.M)]
+    return config.updated({"arch": _found(model)["arch"], **({"size": sizes[0]} if sizes else {})})
+
+
 def _found(model: Codec) -> dict[str, Any]:
     """Return the options of [model] and [activation] that a model was built by.
 

@@ -32,8 +32,8 @@ from lic.trainers.crop_manifest import (
     Manifest,
     read_journal,
     read_manifest,
-    write_whole,
 )
+from lic.trainers.files import TEMPORARY, write_whole, writing
 from lic.trainers.photos import (
     COCO,
     MANIFEST,
@@ -202,6 +202,7 @@ def _open(target: Path, settings: dict[str, Any], *, force: bool) -> Manifest:
     try:
         target.mkdir(parents=True, exist_ok=True)
         manifest = read_manifest(target)
+        _remove_leftovers(target, MANIFEST)
         if manifest is None and any(not p.name.startswith(".") for p in target.iterdir()):
             raise OutputError(
                 f"{target}: holds files but no {MANIFEST}; expected a new or empty folder, or one "
@@ -214,8 +215,7 @@ def _open(target: Path, settings: dict[str, Any], *, force: bool) -> Manifest:
             else:
                 _check_settings(manifest, settings)
         for part in PREPARED:
-            for leftover in (target / part).glob(".lic-*.part"):
-                leftover.unlink()
+            _remove_leftovers(target / part, "*.png")
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
     if manifest is None or force:
@@ -224,6 +224,12 @@ def _open(target: Path, settings: dict[str, Any], *, force: bool) -> Manifest:
     manifest.write()
     (target / JOURNAL).unlink(missing_ok=True)
     return manifest
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what a killed run was writing under names such as `name`."""
+    for leftover in folder.glob(f"{name}.*{TEMPORARY}"):
+        leftover.unlink()
 
 
 def _check_settings(manifest: Manifest, settings: dict[str, Any]) -> None:
@@ -345,7 +351,7 @@ def _make(task: _Task) -> Entry:
         box = (left, top, left + config.width, top + config.height)
         data = _png(pixels[top : box[3], left : box[2]])
         name = task.crop_name(number)
-        write_whole(data, task.target / name)
+        _write(task.target / name, data)
         digest = hashlib.sha256(data).hexdigest()
         crops.append(Crop(file=name, box=box, bytes=len(data), sha256=digest))
     return entry(size=(width, height), crops=tuple(crops))
@@ -372,6 +378,11 @@ def _places(task: _Task, width: int, height: int) -> Iterator[tuple[int, int]]:
     rng = np.random.default_rng((task.config.seed, *words.tolist()))
     for place in rng.choice(count, size=min(task.config.per_photo, count), replace=False):
         yield int(place) % columns, int(place) // columns
+
+
+def _write(path: Path, data: bytes) -> None:
+    with writing(path, stays=""):
+        write_whole(path, lambda file: file.write(data), sync=False)
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

@@ -142,8 +142,8 @@ def _fit(old: Codec, new: Codec, crops: Tensor, sides: list[str]) -> None:
 
 def _fit_side(old: nn.Sequential, new: nn.Sequential, x: Tensor, fitted: Tensor) -> Tensor:
     """Fit a transform to another, on the inputs x of the old and `fitted` of the new one."""
-    pairs = zip(_pairs(old), _pairs(new), strict=True)
-    for (conv, act), (own, own_act) in pairs:
+    both = zip(pairs(old), pairs(new), strict=True)
+    for (conv, act), (own, own_act) in both:
         same_input = fitted is x
         u = conv(x)
         x = u if act is None else act(u)
@@ -157,7 +157,7 @@ def _fit_side(old: nn.Sequential, new: nn.Sequential, x: Tensor, fitted: Tensor)
     return fitted
 
 
-def _pairs(transform: nn.Sequential) -> list[tuple[nn.Module, nn.Module | None]]:
+def pairs(transform: nn.Sequential) -> list[tuple[nn.Module, nn.Module | None]]:
     """Return convolutions with the non-linearity behind each, None behind the last."""
     layers = list(transform)
     return list(zip(layers[0::2], [*layers[1::2], None], strict=True))

@@ -1,7 +1,8 @@
 """From options and folders to a Trainer that is ready to run: new, or where it stopped."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,12 @@ def start(
         _say_all(say, result.notes)
     _say_all(say, apply_scope(model, replaced, config.replacement))
     prepare(model, data, config, fresh=fresh)
-    facts = {"replaced": replaced, "replaces": replaces}
+    facts = {
+        "replaced": replaced,
+        "replaces": replaces,
+        "processes": fabric.world_size,
+        "photos": data.photos,
+    }
     trainer = _trainer(model, config, place, fabric, say, data, validation, facts)
     _track(trainer)
     return trainer
@@ -128,18 +134,47 @@ def resume(state: dict[str, Any], place: Place, fabric: Fabric, say: Say) -> Tra
     """
     config = TrainConfig.from_dict(state["config"])
     data, validation = _pictures(config, place)
-    try:
+    _check_same(state.get("facts", {}), place, fabric, data, say)
+    with _fitting(place.folder):
         made = MODELS[state["architecture"]].from_dict(state["model_config"])
         model = trainable(made, str(place.folder))
         apply_scope(model, state["facts"]["replaced"], config.replacement)
-        trainer = _trainer(model, config, place, fabric, say, data, validation, state["facts"])
+    trainer = _trainer(model, config, place, fabric, say, data, validation, state["facts"])
+    with _fitting(place.folder):
         trainer.restore(state)
-    except (KeyError, RuntimeError, ConfigError) as error:
-        raise TrainingError(
-            f"{place.folder}: its checkpoint does not fit this version of lic ({error})"
-        ) from None
     _track(trainer)
     return trainer
+
+
+@contextlib.contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Say of a state that cannot be taken back whose it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, RuntimeError, ValueError, ConfigError) as error:
+        raise TrainingError(
+            f"{folder}: its checkpoint does not fit this version of lic ({error})"
+        ) from None
+
+
+def _check_same(
+    facts: Mapping[str, Any], place: Place, fabric: Fabric, data: TrainingData, say: Say
+) -> None:
+    """Refuse other processes than before, which share out other crops; tell of other photos."""
+    # Checkpoints of before these were written down do not tell.
+    processes, photos = facts.get("processes", fabric.world_size), facts.get("photos", data.photos)
+    if processes != fabric.world_size:
+        raise ConfigError(
+            f"{place.folder}: the run was started with {processes} processes, and now there are "
+            f"{fabric.world_size}; give --devices and --nodes as then, or start in a new folder"
+        )
+    if photos != data.photos:
+        say(
+            f"{place.images}: {data.photos} photos to train on, but {photos} when the run was "
+            "started, so it goes on with other crops than it would have seen"
+        )
 
 
 def _track(trainer: Trainer) -> None:
@@ -195,6 +230,7 @@ def _trainer(
 ) -> Trainer:
     _leave_out_unreached(model, config, say)
     _check_stride(model, data)
+    _check_validation(config, validation, say)
     say(f"loss: {build_objective(config.loss).formula}")
     note = ms_ssim_note(min(data.height, data.width)) if config.loss.loss != "mse" else ""
     if note:
@@ -218,6 +254,17 @@ def _check_stride(model: Codec, data: TrainingData) -> None:
                 f"crops are {side} pixels {name}; expected a multiple of {model.stride} for "
                 f"{model.name}, such as {-(-side // model.stride) * model.stride}"
             )
+
+
+def _check_validation(config: TrainConfig, validation: Sequence[Path], say: Say) -> None:
+    """Refuse what follows a validation where there is none, and tell of what has no pictures."""
+    if validation:
+        return
+    remedy = "name a folder for --val, or hold photos out by --val-share"
+    if config.optimizer.schedule == "plateau":
+        raise ConfigError(f"--schedule plateau: no pictures to validate on; {remedy}")
+    if config.watch.recon_every:
+        say(f"--recon-every: no pictures to validate on, so there is nothing to show; {remedy}")
 
 
 def save_int8(trainer: Trainer) -> Path | None:

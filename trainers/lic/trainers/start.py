@@ -18,6 +18,7 @@ from lic.codec.models import FactorizedPrior, ScaleHyperprior, bits
 from lic.codec.models.blocks import GDN
 from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 from lic.trainers.config import TrainConfig
+from lic.trainers.replacement import pairs
 
 # Rows and columns of a 5x5 kernel (stride 2, padding 2) that see inputs 2o and 2o + 1.
 TAPS = slice(2, 4)
@@ -76,7 +77,7 @@ def _start_encoder(
     """Fill g_a for hidden layers of `width` components; returns them, and the latents of x."""
     layers: list[_Layer] = []
     room = HEAD_ROOM if model.config.encoder_activation == "relu" else 0.0
-    for conv, act in _pairs(model.g_a):
+    for conv, act in pairs(model.g_a):
         conv = cast(nn.Conv2d, conv)
         # Only the channels that carry components count; the others are random at this point.
         known = x[:, : layers[-1].basis.shape[0]] if layers else x
@@ -99,7 +100,7 @@ def _start_decoder(
 ) -> None:
     """Fill g_s with the transposed bases, from latents y on."""
     rooms = [float(kind == "relu") * HEAD_ROOM for kind in _kinds(model)]
-    for position, (deconv, act) in enumerate(_pairs(model.g_s)):
+    for position, (deconv, act) in enumerate(pairs(model.g_s)):
         number = len(layers) - 1 - position
         layer = layers[number]
         # What the patches' means say of the encoder's head room becomes the decoder's own.
@@ -128,12 +129,6 @@ def _start_entropy(model: FactorizedPrior | ScaleHyperprior, y: Tensor) -> None:
 
 def _kinds(model: FactorizedPrior | ScaleHyperprior) -> tuple[str, str]:
     return model.config.encoder_activation, model.config.decoder_activation
-
-
-def _pairs(transform: nn.Sequential) -> list[tuple[nn.Module, nn.Module | None]]:
-    """Return convolutions with the non-linearity behind each, None behind the last."""
-    layers = list(transform)
-    return list(zip(layers[0::2], [*layers[1::2], None], strict=True))
 
 
 @torch.no_grad()
