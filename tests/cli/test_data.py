@@ -70,7 +70,7 @@ def test_no_crop_at_all_is_a_failure(lic: Lic, source: Path, tmp_path: Path) -> 
     assert done.code == 8 and "24x20 is smaller than a crop of 32x32" in done.err
     (tmp_path / "empty").mkdir()
     done = lic("data", "prepare", tmp_path / "empty", tmp_path / "none")
-    assert done.code == 9 and "found no pictures" in done.err
+    assert done.code == 3 and "holds no pictures" in done.err
     assert not (tmp_path / "none").exists()
 
 

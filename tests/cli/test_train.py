@@ -211,6 +211,59 @@ def test_what_cannot_be_replaced_is_said(
     assert done.code == 2 and "Nothing to replace" in done.err
 
 
+def test_what_fails_before_the_first_step_leaves_no_folder(
+    lic: Lic, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for source, code, said in (
+        (tmp_path / "nope", 3, "no such folder"),
+        (photos / "a.png", 3, "is a file"),
+        (tmp_path / "empty", 3, "holds no pictures"),
+    ):
+        done = lic(*small_run(tmp_path / "run", source))
+        assert done.code == code and said in done.err
+    qat = ("--qat", "--qat-calibration-steps", 4)
+    done = lic(*small_run(tmp_path / "run", photos, *qat))
+    assert done.code == 2 and "--qat-calibration-steps is 4" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(lic: Lic, photos: Path) -> None:
+    before = sorted(photos.iterdir())
+    done = lic(*small_run(photos, photos))
+    assert done.code == 7 and "holds other files; name a new or empty folder" in done.err
+    assert sorted(photos.iterdir()) == before
+
+
+def test_a_resumed_run_keeps_its_rate_point_and_precision(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    assert lic(*small_run(run, photos, "-q", 3, "--dtype", "float32")).code == 0
+    again = ("train", "bmshj2018", photos, "-o", run, "--resume", "--device", "cpu")
+    assert lic(*again).code == 0
+    assert (no_export["description"].rate_point, no_export["dtype"]) == (3, "float32")
+    assert lic(*again, "-q", 4).code == 0
+    assert no_export["description"].rate_point == 4
+    done = lic("train", "relu", photos, "-o", run, "--resume")
+    assert done.code == 2 and "is a run of lic train bmshj2018" in done.err
+    done = lic(*again, "--config", run / "config.toml")
+    assert done.code == 2 and "leave out --config" in done.err
+
+
+def test_a_file_of_another_commands_options_is_not_misread(
+    lic: Lic, photos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('[replacement]\ntrain_scope = "replaced"\n')
+    done = lic(*small_run(tmp_path / "run", photos, "--config", path))
+    assert done.code == 2 and "[replacement] is for lic train relu" in done.err
+    path.write_text('init = "gdn.pth.tar"\n')
+    for command in ("bmshj2018", "relu"):
+        done = lic("train", command, photos, "-o", tmp_path / "run", *SMALL, "--config", path)
+        assert done.code == 2 and "went on from gdn.pth.tar; name that with --init" in done.err
+
+
 def test_a_device_that_is_not_there_is_usage(lic: Lic, photos: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has the device")
@@ -222,7 +275,7 @@ def test_an_unknown_precision_is_refused_before_training(
     lic: Lic, photos: Path, tmp_path: Path
 ) -> None:
     done = lic(*small_run(tmp_path / "run", photos, "--dtype", "fp16"))
-    assert done.code == 2 and "--dtype is 'fp16'; expected float32 or float16" in done.err
+    assert done.code == 2 and "--dtype is 'fp16'; expected one of float16, float32" in done.err
     assert not (tmp_path / "run").exists()
 
 

@@ -80,10 +80,15 @@ def begin(
 
 
 def again(
-    folder: Path, photos: Path, given: dict[str, Any] | None = None, device: str = "cpu"
+    folder: Path,
+    photos: Path,
+    given: dict[str, Any] | None = None,
+    device: str = "cpu",
+    *,
+    replaces: bool = False,
 ) -> Trainer:
     place = Place(images=photos, folder=folder, device=device)
-    state = last_state(folder, given or {}, lambda _: None)
+    state = last_state(folder, given or {}, lambda _: None, replaces=replaces)
     config = TrainConfig.from_dict(state["config"])
     return resume(state, place, open_fabric(config, place), lambda _: None)
 
@@ -293,22 +298,22 @@ def test_what_changes_no_weight_may_change_when_a_run_goes_on(tmp_path: Path, ph
     assert run.config.checkpoint.keep_last == 5
 
 
-def test_a_run_goes_on_with_as_many_processes_and_tells_of_other_photos(
-    tmp_path: Path, photos: Path
+def test_a_run_goes_on_with_the_processes_and_photos_it_had(
+    tmp_path: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     begin(tmp_path, photos, {"steps": 1}).run(quiet)
+    moved = tmp_path_factory.mktemp("elsewhere")
+    for path in photos.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    assert again(tmp_path, moved).step == 1
+    (moved / "more.png").write_bytes((moved / "a.png").read_bytes())
+    with pytest.raises(ConfigError, match="holds other photos than the run was started on; name"):
+        again(tmp_path, moved)
     state = last_state(tmp_path, {}, lambda _: None)
-    place = Place(images=photos, folder=tmp_path, device="cpu")
-    fabric = open_fabric(BASE, place)
-    notes: list[str] = []
-    resume(state, place, fabric, notes.append)
-    assert not any("photos" in note for note in notes)
-    state["facts"]["photos"] += 1
-    resume(state, place, fabric, notes.append)
-    assert any(f"4 photos to train on, but {4 + 1} when the run" in note for note in notes)
     state["facts"]["processes"] = 2
+    place = Place(images=photos, folder=tmp_path, device="cpu")
     with pytest.raises(ConfigError, match="started with 2 processes, and now there are 1"):
-        resume(state, place, fabric, notes.append)
+        resume(state, place, open_fabric(BASE, place), lambda _: None)
 
 
 def test_what_follows_a_validation_needs_one(tmp_path: Path, photos: Path) -> None:
@@ -336,7 +341,7 @@ def test_the_scale_of_gradients_changes_once_a_step(
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path, photos: Path) -> None:
-    with pytest.raises(TrainingError, match="no such checkpoint; leave out --resume"):
+    with pytest.raises(ConfigError, match="no run with a checkpoint; leave out --resume"):
         again(tmp_path, photos)
 
 
@@ -467,8 +472,14 @@ def test_replacement_trains_and_comes_back(
     assert torch.equal(run.bare.g_s[0].weight, frozen)  # type: ignore[arg-type]
     model, _ = load_model(tmp_path)
     assert (model.config.encoder_activation, model.config.decoder_activation) == (act, "gdn")
-    assert again(tmp_path, photos).step == 4
-    learning = {n for n, p in again(tmp_path, photos).bare.named_parameters() if p.requires_grad}
+    assert again(tmp_path, photos, replaces=True).step == 4
+    with pytest.raises(ConfigError, match="is a run of lic train relu; resume it by that"):
+        again(tmp_path, photos)
+    learning = {
+        n
+        for n, p in again(tmp_path, photos, replaces=True).bare.named_parameters()
+        if p.requires_grad
+    }
     assert learning == {n for n, p in run.bare.named_parameters() if p.requires_grad}
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lic.codec.errors import TrainingError
+from lic.codec.errors import ImageError, TrainingError
 from lic.trainers.config import DataConfig
 from lic.trainers.photos import find_photos, split_validation
 
@@ -31,7 +31,9 @@ def split(folder: Path, **options: Any) -> tuple[list[str], list[str]]:
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(TrainingError, match="found no pictures; expected a folder"):
+        with pytest.raises(
+            ImageError, match=r"(no such folder|is a file|holds no pictures); expected a folder"
+        ):
             find_photos(folder)
 
 
@@ -50,7 +52,7 @@ def test_hidden_files_are_no_photos(tmp_path: Path) -> None:
 
 def test_prefixes_choose_by_name(photos: Path) -> None:
     assert names(find_photos(photos, ["d", "a"])) == ["a.png", "d.png"]
-    with pytest.raises(TrainingError, match="no pictures whose name starts with x, y"):
+    with pytest.raises(ImageError, match="holds no pictures whose name starts with x, y"):
         find_photos(photos, ["x", "y"])
 
 
@@ -95,7 +97,7 @@ def test_a_named_folder_is_validated_on(tmp_path: Path) -> None:
     touch(tmp_path, "here/a.jpg", "there/x.png", "coco/train2017/y.jpg", "coco/val2017/z.jpg")
     assert split(tmp_path / "here", val=str(tmp_path / "there")) == (["a.jpg"], ["x.png"])
     assert split(tmp_path / "here", val=str(tmp_path / "coco")) == (["a.jpg"], ["z.jpg"])
-    with pytest.raises(TrainingError, match=r"--val .*none: found no pictures"):
+    with pytest.raises(ImageError, match=r"--val .*none: no such folder"):
         split(tmp_path / "here", val=str(tmp_path / "none"))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lic.codec.errors import ConfigError, OutputError, TrainingError
+from lic.codec.errors import ConfigError, ImageError, OutputError, TrainingError
 from lic.trainers.config import DataConfig
 from lic.trainers.data import TrainingData, find_photos, split_validation
 from lic.trainers.prepare import PrepareConfig, Prepared, prepare
@@ -215,7 +215,7 @@ def test_crops_do_not_go_among_or_above_their_photos(source: Path, tmp_path: Pat
 
 def test_nothing_to_crop(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(TrainingError, match="found no pictures"):
+    with pytest.raises(ImageError, match="holds no pictures"):
         prepare(tmp_path / "in", tmp_path / "out", SMALL)
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,7 @@ _PANELS = {
     "model": "Model", "activation": "Non-linearities", "replacement": "Replacement",
     "run": "Length", "data": "Data", "loss": "Loss", "optimizer": "Optimisation",
     "precision": "Precision", "qat": "Quantisation-aware training", "watch": "Watching",
-    "checkpoint": "Checkpoints",
+    "checkpoint": "Checkpoints", "bundle": "Bundle",
 }  # fmt: skip
 
 
@@ -78,7 +78,9 @@ def _parameter(recipe: TrainConfig, section: str, item: "Field[Any]") -> inspect
     kind: Any = list[str] if isinstance(default, tuple) else type(default)
     is_flag = isinstance(default, bool)
     told = {True: "on", False: "off"}[default] if is_flag else default
+    short = item.metadata["short"]
     about = typer.Option(
+        *([short] if short else []),
         f"{name}/--no-{name[2:]}" if is_flag else name,
         help=item.metadata["help"] + ("" if told in ("", ()) else f" [default: {told}]"),
         metavar="|".join(choices) if choices and len(choices) < 8 else None,

@@ -1,7 +1,8 @@
 """lic train: checkpoints and bundles from folders of photos."""
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -16,12 +17,17 @@ from lic.trainers import recipes
 from lic.trainers.config import TrainConfig
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from lic.trainers.loop import Trainer
     from lic.trainers.models import Codec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
-_SHARED = ("run", "data", "loss", "optimizer", "precision", "qat", "watch", "checkpoint")
+_SHARED = ("run", "data", "loss", "optimizer", "precision", "qat", "watch", "checkpoint", "bundle")
+
+CONFIG = "config.toml"
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 RunFolder = Annotated[
     Path,
@@ -33,10 +39,6 @@ Config = Annotated[
 SaveConfig = Annotated[
     Path | None, typer.Option(help="Also write all options to this TOML file, then train.")
 ]
-RatePoint = Annotated[
-    int, typer.Option("-q", "--rate", min=1, max=255, help="Rate point of the bundle.")
-]
-Dtype = Annotated[str, typer.Option(help="Weights in the bundle: float32 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 Devices = Annotated[int, typer.Option(min=1, help="Processes on this machine, one a device.")]
 Nodes = Annotated[int, typer.Option(min=1, help="Machines; start each by torchrun.")]
@@ -61,8 +63,6 @@ def bmshj2018(
     ] = None,
     config: Config = None,
     save_config: SaveConfig = None,
-    rate: RatePoint = 1,
-    dtype: Dtype = "float16",
     device: Device = "auto",
     devices: Devices = 1,
     nodes: Nodes = 1,
@@ -70,13 +70,13 @@ def bmshj2018(
     quiet: options.Quiet = False,
 ) -> None:
     """Train bmshj2018 from scratch, or go on from a model, then write its bundle."""
-    run = _Run(images, output, device, devices, nodes, rate, dtype, quiet)
+    run = _Run(images, output, device, devices, nodes, quiet, replaces=False)
     base = run.options(config, recipes.bmshj2018(), resume=resume)
 
     def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
         return starting_model(wanted, given, init)
 
-    run.go(base, given, init, model, resume=resume, save=save_config, replaces=False)
+    run.go(base, given, init, model, resume=resume, save=save_config)
 
 
 @app.command(cls=SectionedCommand)
@@ -94,8 +94,6 @@ def relu(
     ] = None,
     config: Config = None,
     save_config: SaveConfig = None,
-    rate: RatePoint = 1,
-    dtype: Dtype = "float16",
     device: Device = "auto",
     devices: Devices = 1,
     nodes: Nodes = 1,
@@ -103,7 +101,7 @@ def relu(
     quiet: options.Quiet = False,
 ) -> None:
     """Replace the GDN of a trained bmshj2018 by what NPUs run, train on, and write its bundle."""
-    run = _Run(images, output, device, devices, nodes, rate, dtype, quiet)
+    run = _Run(images, output, device, devices, nodes, quiet, replaces=True)
     base = run.options(config, recipes.relu(), resume=resume)
 
     def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
@@ -118,7 +116,7 @@ def relu(
         loaded = trainable(load_any(init)[0], str(init))
         return loaded, described(loaded, wanted)
 
-    run.go(base, given, init, model, resume=resume, save=save_config, replaces=True)
+    run.go(base, given, init, model, resume=resume, save=save_config)
 
 
 def starting_model(
@@ -141,18 +139,17 @@ class _Run:
     """What the training commands have in common."""
 
     def __init__(
-        self, images: Path, output: Path, device: str, devices: int, nodes: int, rate: int,
-        dtype: str, quiet: bool,
+        self, images: Path, output: Path, device: str, devices: int, nodes: int, quiet: bool,
+        *, replaces: bool,
     ) -> None:  # fmt: skip
-        # Not after hours of training.
-        if dtype not in ("float32", "float16"):
-            raise ConfigError(f"--dtype is {dtype!r}; expected float32 or float16")
+        if device not in DEVICES:
+            raise ConfigError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
         require("train", "torch", "lightning_fabric", "onnxscript", "tomli_w")
         from lic.trainers.runs import Place
 
         self.out = Output(-1 if quiet else 0)
-        self.rate = rate
-        self.dtype = cast(Literal["float32", "float16"], dtype)
+        self.replaces = replaces
+        self._said: set[str] = set()
         self.place: Place = Place(
             images=images, folder=output, device=device, devices=devices, nodes=nodes
         )
@@ -161,7 +158,16 @@ class _Run:
         """Return the recipe with what a file of options says."""
         if file and resume:
             raise ConfigError("--resume goes on with the run's own options; leave out --config")
-        return read_config(file, recipe) if file else recipe
+        config = read_config(file, recipe) if file else recipe
+        if not self.replaces and config.replacement != recipe.replacement:
+            raise ConfigError(f"{file}: [replacement] is for lic train relu; take it out")
+        return config
+
+    def say(self, text: str) -> None:
+        """Say something useful, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self.out.note(text)
 
     def go(
         self,
@@ -172,7 +178,6 @@ class _Run:
         *,
         resume: bool,
         save: Path | None,
-        replaces: bool,
     ) -> None:
         """Train, then write the bundle."""
         from dataclasses import replace
@@ -181,32 +186,39 @@ class _Run:
 
         folder = self.place.folder
         if resume:
-            state = runs.last_state(folder, given, self.out.note)
-            fabric = runs.open_fabric(TrainConfig.from_dict(state["config"]), self.place)
-            self._quiet_but_first(fabric)
-            if save and fabric.is_global_zero:
-                write_config(TrainConfig.from_dict(state["config"]), save, self.out)
-            trainer = runs.resume(state, self.place, fabric, self.out.note)
+            state = runs.last_state(folder, given, self.say, replaces=self.replaces)
+            config = TrainConfig.from_dict(state["config"])
+            fabric = self._open(config)
+            trainer = runs.resume(state, self.place, fabric, self.say)
         else:
-            config = replace(base.updated(given), init=init.name if init else base.init)
-            fabric = runs.open_fabric(config, self.place)
-            self._quiet_but_first(fabric)
-            _check_new(folder)
-            fabric.barrier()
-            start_from, config = model(config)
-            if fabric.is_global_zero:
-                for path in filter(None, (save, folder / "config.toml")):
-                    write_config(config, path, self.out)
-            trainer = runs.start(
-                start_from, config, self.place, fabric, self.out.note,
-                fresh=init is None, replaces=replaces,
-            )  # fmt: skip
+            if base.init and init is None:
+                raise ConfigError(
+                    f"--config is of a run that went on from {base.init}; name that with --init, "
+                    "or take the line out of the file"
+                )
+            config = replace(base.updated(given), init=init.name if init else "")
+            fabric = self._open(config)
+            with _new_folder(folder):
+                fabric.barrier()
+                start_from, config = model(config)
+                trainer = runs.start(
+                    start_from, config, self.place, fabric, self.say,
+                    fresh=init is None, replaces=self.replaces,
+                )  # fmt: skip
+                if fabric.is_global_zero:
+                    write_config(config, folder / CONFIG, self.out)
+        if save and fabric.is_global_zero:
+            write_config(config, save, self.out)
         self._train(trainer)
 
-    def _quiet_but_first(self, fabric: Any) -> None:
-        """Let one process of several speak."""
+    def _open(self, config: TrainConfig) -> "Fabric":
+        """Return the devices; of several processes, only the first speaks from here on."""
+        from lic.trainers.runs import open_fabric
+
+        fabric = open_fabric(config, self.place)
         if not fabric.is_global_zero:
             self.out = Output(-1)
+        return fabric
 
     def _train(self, trainer: "Trainer") -> None:
         from lic.trainers.runs import save_int8
@@ -219,7 +231,7 @@ class _Run:
             self.out.note(str(stopped))
             raise
         for path, reason in trainer.data.unreadable.items():
-            self.out.note(f"left out {path}: {reason}")
+            self.say(f"left out {path}: {reason}")
         if trainer.fabric.is_global_zero:
             int8 = save_int8(trainer)
             if int8:
@@ -237,20 +249,19 @@ class _Run:
         loss = trainer.config.loss
         description = Description(
             name=default_name(model.config),
-            rate_point=self.rate,
+            rate_point=trainer.config.bundle.rate,
             lmbda=loss.lmbda if loss.loss == "mse" else None,
             training=training,
         )
-        bundle = make_bundle(
-            model, folder / "bundle", description, dtype=self.dtype, overwrite=True
-        )
+        dtype = cast(Literal["float32", "float16"], trainer.config.bundle.dtype)
+        bundle = make_bundle(model, folder / "bundle", description, dtype=dtype, overwrite=True)
         self.out.note(f"{bundle.label} -> {bundle.path}")
         if trainer.validation:
             values = final_files(
                 bundle.path,
                 trainer.validation,
                 device=trainer.fabric.device.type,
-                say=self.out.note,
+                say=self.say,
             )
             self.out.note(
                 f"real files, {len(trainer.validation)} pictures: {values['bpp']:.4f} bpp, "
@@ -258,25 +269,38 @@ class _Run:
             )
 
 
-def _check_new(folder: Path) -> None:
-    """Make the folder of a run, or say now what its first checkpoint would run into."""
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make the folder of a run; what fails before its first step leaves none behind.
+
+    Raises:
+        OutputError: it holds a run or something else already, or cannot be written.
+    """
     from lic.trainers.files import CHECKPOINTS
 
+    there = folder.exists()
     if any((folder / CHECKPOINTS).glob("*.pt")):
         raise OutputError(f"{folder}: holds a run already; --resume goes on with it")
     try:
+        if there and not (folder / CONFIG).exists() and any(folder.iterdir()):
+            raise OutputError(f"{folder}: holds other files; name a new or empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _bar(steps: int, done: int, out: Output) -> Any:
     """Return a context that gives a reporter: a bar on a terminal, lines elsewhere."""
-    import contextlib
     import sys
-    from collections.abc import Iterator
 
     @contextlib.contextmanager
     def lines() -> Iterator[Any]:

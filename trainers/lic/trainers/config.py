@@ -23,11 +23,12 @@ def option(
     most: float | None = None,
     below: float | None = None,
     multiple: int = 1,
+    short: str = "",
 ) -> Any:
     """Return a dataclass field that knows its help text and which values can work."""
     metadata = {
         "help": help_text, "choices": choices, "above": above, "least": least, "most": most,
-        "below": below, "multiple": multiple,
+        "below": below, "multiple": multiple, "short": short,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -335,6 +336,16 @@ class RunConfig(Section):
     seed: int = option(0, "Of weights, crops and noise.", least=0, below=2**31)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BundleConfig(Section):
+    """What the run ends in."""
+
+    rate: int = option(1, "Rate point of the bundle.", least=1, most=255, short="-q")
+    dtype: str = option(
+        "float16", "Precision of weights in the bundle.", choices=("float16", "float32")
+    )
+
+
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,
     "activation": ActivationConfig,
@@ -347,6 +358,7 @@ SECTIONS: dict[str, type[Section]] = {
     "qat": QatConfig,
     "watch": WatchConfig,
     "checkpoint": CheckpointConfig,
+    "bundle": BundleConfig,
 }
 
 
@@ -365,6 +377,7 @@ class TrainConfig:
     qat: QatConfig = QatConfig()
     watch: WatchConfig = WatchConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    bundle: BundleConfig = BundleConfig()
     init: str = ""
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Shapes: B batch of one process, H W pixels of a crop (H = W = S for random ones)
 photo (1 gray, 3 RGB).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from lic.trainers.photos import find_photos, split_validation
 from lic.trainers.workers import begin_worker, worker_context
 
 __all__ = ["TrainingData", "find_photos", "split_validation"]
+
+MIN_SIDE = 32
 
 # Crops, files that turned out to be of no use, and what went wrong.
 _Item = tuple[Tensor, dict[Path, str], str]
@@ -71,7 +74,6 @@ class TrainingData:
         if config.prepared:
             self.width, self.height = size or _prepared_size(photos)
         self._photos = list(photos)
-        self.photos = len(self._photos)
         self._cache: dict[Path, NDArray[np.uint8]] = {}
         self._cached = 0
         self._cache_bytes = config.cache_mib * 2**20
@@ -93,6 +95,16 @@ class TrainingData:
         for i in range(self.batch_size):
             crops[i] = self._sample(first + i)
         return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+    def __len__(self) -> int:
+        """Return the number of photos."""
+        return len(self._photos)
+
+    @property
+    def digest(self) -> str:
+        """Tells these photos from others by their names, in order."""
+        names = "\n".join(path.name for path in self._photos)
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
 
     def steps_per_epoch(self, world: int = 1) -> int:
         """Return how many steps of `world` processes see every photo."""
@@ -279,6 +291,21 @@ def _without_dead_workers(items: Iterable[_Item]) -> Iterator[_Item]:
         ) from None
 
 
+def measurable(paths: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
+    """Return the pictures whose rate says something: of smaller ones, a file is mostly its header.
+
+    Those whose size cannot be read stay: whoever reads them says why not.
+    """
+    kept = []
+    for path in paths:
+        size = _size(path)
+        if size is not None and min(size) < MIN_SIDE:
+            say(f"not measured, {path}: {size[0]}x{size[1]}; expected {MIN_SIDE} pixels a side")
+        else:
+            kept.append(path)
+    return kept
+
+
 def _size(path: Path) -> tuple[int, int] | None:
     """Return width and height by a picture's header, None where it has none to read."""
     try:
@@ -308,6 +335,7 @@ def _prepared_size(photos: Sequence[Path]) -> tuple[int, int]:
         raise TrainingError(f"{photos[0].parent}: none of {len(photos)} crops can be read")
     if size[0] % 16 or size[1] % 16:
         raise TrainingError(
-            f"{photos[0]}: is {size[0]}x{size[1]}; expected sides that 16 divides for --prepared"
+            f"{photos[0]}: is {size[0]}x{size[1]}; expected sides that 16 divides for --prepared. "
+            "Make crops with 'lic data prepare', or leave out --prepared"
         )
     return size

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lic.codec.errors import TrainingError
+from lic.codec.errors import ImageError, TrainingError
 from lic.codec.image_io import READABLE_SUFFIXES
 from lic.trainers.config import DataConfig
 
@@ -29,13 +29,21 @@ def find_photos(folder: Path, prefixes: Sequence[str] = ()) -> list[Path]:
     were made into a folder below: each shows a part of a photo that is counted already.
 
     Raises:
-        TrainingError: there is none.
+        ImageError: there is none.
     """
     found = list_pictures(training_part(folder), prefixes)
     if not found:
-        wanted = f" whose name starts with {', '.join(prefixes)}" if prefixes else ""
-        raise TrainingError(f"{folder}: found no pictures{wanted}; expected a folder of photos")
+        raise ImageError(f"{folder}: {_nothing(folder, prefixes)}; expected a folder of photos")
     return found
+
+
+def _nothing(folder: Path, prefixes: Sequence[str] = ()) -> str:
+    """Say why a folder gave no pictures."""
+    if not folder.exists():
+        return "no such folder"
+    if not folder.is_dir():
+        return "is a file"
+    return "holds no pictures" + (f" whose name starts with {', '.join(prefixes)}" * bool(prefixes))
 
 
 def list_pictures(folder: Path, prefixes: Sequence[str] = ()) -> list[Path]:
@@ -95,7 +103,8 @@ def split_validation(
         config: says which.
 
     Raises:
-        TrainingError: nothing would be left to train on, or `--val` holds no pictures.
+        TrainingError: nothing would be left to train on.
+        ImageError: `--val` holds no pictures.
     """
     own = validation_part(folder)
     if config.val:
@@ -119,7 +128,7 @@ def split_validation(
 def _given(folder: Path) -> list[Path]:
     held = list_pictures(validation_part(folder) or folder)
     if not held:
-        raise TrainingError(f"--val {folder}: found no pictures; expected a folder of photos")
+        raise ImageError(f"--val {folder}: {_nothing(folder)}; expected a folder of photos")
     return held
 
 

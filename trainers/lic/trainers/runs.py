@@ -14,7 +14,7 @@ from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import MODELS
 from lic.trainers.checkpoints import CheckpointManager, load
 from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig, option_name
-from lic.trainers.data import TrainingData, find_photos, split_validation
+from lic.trainers.data import TrainingData, find_photos, measurable, split_validation
 from lic.trainers.loop import Trainer
 from lic.trainers.losses import ms_ssim_note
 from lic.trainers.models import Codec, trainable
@@ -32,7 +32,7 @@ INT8 = "int8.safetensors"
 
 # What may differ when a run goes on: none of it changes a weight.
 FREE = frozenset(
-    [item.name for name in ("watch", "checkpoint") for item in fields(SECTIONS[name])]
+    [item.name for name in ("watch", "checkpoint", "bundle") for item in fields(SECTIONS[name])]
     + ["workers", "cache_mib"]
 )
 
@@ -105,21 +105,23 @@ def start(
         ConfigError: options that do not go with the model.
         TrainingError: photos of which none is of use.
     """
-    data, validation = _pictures(config, place)
+    data, validation = _pictures(config, place, say)
     torch.manual_seed(config.run.seed)
     replaced: list[str] = []
     if replaces:
+        say(f"replacing non-linearities, with a look at {len(data)} photos")
         crops = data.wider(crop=192, batch=16).batch(0).float() / 255
         result = replace_activations(model, config.activation, config.replacement, crops)
         model, replaced = result.model, result.modules
         _say_all(say, result.notes)
     _say_all(say, apply_scope(model, replaced, config.replacement))
+    say(f"fitting the start to {len(data)} photos")
     prepare(model, data, config, fresh=fresh)
     facts = {
         "replaced": replaced,
         "replaces": replaces,
         "processes": fabric.world_size,
-        "photos": data.photos,
+        "photos": data.digest,
     }
     trainer = _trainer(model, config, place, fabric, say, data, validation, facts)
     _track(trainer)
@@ -133,8 +135,8 @@ def resume(state: dict[str, Any], place: Place, fabric: Fabric, say: Say) -> Tra
         TrainingError: a state that no run of this version wrote.
     """
     config = TrainConfig.from_dict(state["config"])
-    data, validation = _pictures(config, place)
-    _check_same(state.get("facts", {}), place, fabric, data, say)
+    data, validation = _pictures(config, place, say)
+    _check_same(state.get("facts", {}), place, fabric, data)
     with _fitting(place.folder):
         made = MODELS[state["architecture"]].from_dict(state["model_config"])
         model = trainable(made, str(place.folder))
@@ -159,21 +161,19 @@ def _fitting(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_same(
-    facts: Mapping[str, Any], place: Place, fabric: Fabric, data: TrainingData, say: Say
-) -> None:
-    """Refuse other processes than before, which share out other crops; tell of other photos."""
+def _check_same(facts: Mapping[str, Any], place: Place, fabric: Fabric, data: TrainingData) -> None:
+    """Refuse other processes or photos than before, which would mean other crops."""
     # Checkpoints of before these were written down do not tell.
-    processes, photos = facts.get("processes", fabric.world_size), facts.get("photos", data.photos)
+    processes, photos = facts.get("processes", fabric.world_size), facts.get("photos", data.digest)
     if processes != fabric.world_size:
         raise ConfigError(
             f"{place.folder}: the run was started with {processes} processes, and now there are "
             f"{fabric.world_size}; give --devices and --nodes as then, or start in a new folder"
         )
-    if photos != data.photos:
-        say(
-            f"{place.images}: {data.photos} photos to train on, but {photos} when the run was "
-            "started, so it goes on with other crops than it would have seen"
+    if photos != data.digest:
+        raise ConfigError(
+            f"{place.images}: holds other photos than the run was started on; name the same folder "
+            f"as then, or start in a new one with --init {place.folder}"
         )
 
 
@@ -189,17 +189,22 @@ def _track(trainer: Trainer) -> None:
         )
 
 
-def last_state(folder: Path, given: Mapping[str, Any], say: Say) -> dict[str, Any]:
+def last_state(
+    folder: Path, given: Mapping[str, Any], say: Say, *, replaces: bool = False
+) -> dict[str, Any]:
     """Return the state of a run's last checkpoint, the options in FREE set as given.
 
     Raises:
-        TrainingError: no readable checkpoint.
-        ConfigError: an option that differs and would make it another run.
+        ConfigError: no readable checkpoint, a run that replaces where this one does not or the
+            other way round, or an option that differs and would make it another run.
     """
     path = CheckpointManager(folder, CheckpointConfig(), say).latest()
     if path is None:
-        raise TrainingError(f"{folder}: no such checkpoint; leave out --resume to start a run")
+        raise ConfigError(f"{folder}: no run with a checkpoint; leave out --resume to start one")
     state = load(path)
+    if state.get("facts", {}).get("replaces", replaces) != replaces:
+        command = "bmshj2018" if replaces else "relu"
+        raise ConfigError(f"{folder}: is a run of lic train {command}; resume it by that command")
     config = TrainConfig.from_dict(state["config"])
     other = [name for name in given if name not in FREE]
     differing = [name for name in other if config.updated({name: given[name]}) != config]
@@ -212,10 +217,11 @@ def last_state(folder: Path, given: Mapping[str, Any], say: Say) -> dict[str, An
     return {**state, "config": config.updated(given).to_dict()}
 
 
-def _pictures(config: TrainConfig, place: Place) -> tuple[TrainingData, list[Path]]:
+def _pictures(config: TrainConfig, place: Place, say: Say) -> tuple[TrainingData, list[Path]]:
     photos = find_photos(place.images, config.data.prefix)
     training, validation = split_validation(place.images, photos, config.data)
-    return TrainingData(training, config.data, seed=config.run.seed), validation
+    data = TrainingData(training, config.data, seed=config.run.seed)
+    return data, measurable(validation, say)
 
 
 def _trainer(
@@ -240,10 +246,14 @@ def _trainer(
         say(f"in float32: {', '.join(kept)}")
     qat = prepare_qat(model, config.qat) if config.qat.qat else None
     _say_all(say, qat.notes if qat else [])
-    return Trainer(
+    trainer = Trainer(
         model, config, build_objective(config.loss), data, place.folder, fabric,
         validation=validation, facts=facts, qat=qat, say=say,
     )  # fmt: skip
+    if qat:
+        # Lengths that cannot work are refused before the first step.
+        qat.at_step(0, trainer.steps)
+    return trainer
 
 
 def _check_stride(model: Codec, data: TrainingData) -> None:
