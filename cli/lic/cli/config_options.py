@@ -41,32 +41,39 @@ class SectionedCommand(TyperCommand):
 
 
 def with_config(
-    recipe: TrainConfig, sections: Sequence[str]
+    recipe: TrainConfig, sections: Sequence[str], shared: type
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of `sections`; it gets `given`, what was asked for by name.
+    """Give a command the options of `sections` and those that `shared` is made of.
 
+    The command gets `given`, what of the sections was asked for by name, and `run`, a `shared`.
     Help shows the recipe's values as defaults.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command)
+        common = inspect.signature(shared).parameters
+        own = inspect.signature(command).parameters
         options = {
             item.name: _parameter(recipe, name, item)
             for name in sections
             for item in fields(SECTIONS[name])
         }
 
-        def run(**arguments: Any) -> None:
+        def call(**arguments: Any) -> None:
             values = {name: arguments.pop(name) for name in options}
             given = {k: v for k, v in values.items() if v is not None and v != []}
-            command(**arguments, given=given)
+            run = shared(**{name: arguments.pop(name) for name in common})
+            command(run=run, given=given, **arguments)
 
-        kept = [p for name, p in own.parameters.items() if name != "given"]
-        run.__doc__ = command.__doc__
-        run.__name__ = command.__name__
-        run.__signature__ = inspect.Signature([*kept, *options.values()])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in [*kept, *options.values()]}
-        return run
+        kept = [p for name, p in own.items() if name not in ("run", "given")]
+        every = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in (*common.values(), *kept, *options.values())
+        ]
+        call.__doc__ = command.__doc__
+        call.__name__ = command.__name__
+        call.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in every}
+        return call
 
     return decorate
 

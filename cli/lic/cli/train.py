@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -29,138 +30,60 @@ _SHARED = ("run", "data", "loss", "optimizer", "precision", "qat", "watch", "che
 CONFIG = "config.toml"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
-RunFolder = Annotated[
-    Path,
-    typer.Option("-o", "--output", help="Folder of the run: checkpoints, metrics, bundle."),
-]
-Config = Annotated[
-    Path | None, typer.Option(help="TOML file of options; those given beside it win.")
-]
-SaveConfig = Annotated[
-    Path | None, typer.Option(help="Also write all options to this TOML file, then train.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
-Devices = Annotated[int, typer.Option(min=1, help="Processes on this machine, one a device.")]
-Nodes = Annotated[int, typer.Option(min=1, help="Machines; start each by torchrun.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last checkpoint, with its options.")
-]
-
 
 @app.callback()
 def _group() -> None:
     """Train models."""
 
 
-@app.command(cls=SectionedCommand)
-@with_config(recipes.bmshj2018(), ("model", "activation", *_SHARED))
-def bmshj2018(
-    images: options.Folder,
-    output: RunFolder,
-    given: dict[str, Any],
-    init: Annotated[
-        Path | None, typer.Option(help="Start from this run, checkpoint or bundle instead.")
-    ] = None,
-    config: Config = None,
-    save_config: SaveConfig = None,
-    device: Device = "auto",
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    resume: Resume = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Train bmshj2018 from scratch, or go on from a model, then write its bundle."""
-    run = _Run(images, output, device, devices, nodes, quiet, replaces=False)
-    base = run.options(config, recipes.bmshj2018(), resume=resume)
-
-    def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
-        return starting_model(wanted, given, init)
-
-    run.go(base, given, init, model, resume=resume, save=save_config)
-
-
-@app.command(cls=SectionedCommand)
-@with_config(recipes.relu(), ("activation", "replacement", *_SHARED))
-def relu(
-    images: options.Folder,
-    output: RunFolder,
-    given: dict[str, Any],
-    init: Annotated[
-        Path | None,
-        typer.Option(
-            help="The trained model: a checkpoint of CompressAI (.pth.tar, .safetensors), a run or "
-            "a bundle."
-        ),
-    ] = None,
-    config: Config = None,
-    save_config: SaveConfig = None,
-    device: Device = "auto",
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    resume: Resume = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Replace the GDN of a trained bmshj2018 by what NPUs run, train on, and write its bundle."""
-    run = _Run(images, output, device, devices, nodes, quiet, replaces=True)
-    base = run.options(config, recipes.relu(), resume=resume)
-
-    def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
-        from lic.cli.models import load_any
-        from lic.trainers.models import described, trainable
-
-        if init is None:
-            raise ConfigError(
-                "lic train relu needs --init, the trained model whose GDN it replaces; 'lic train "
-                "bmshj2018 --act relu' starts from scratch"
-            )
-        loaded = trainable(load_any(init)[0], str(init))
-        return loaded, described(loaded, wanted)
-
-    run.go(base, given, init, model, resume=resume, save=save_config)
-
-
-def starting_model(
-    config: TrainConfig, given: dict[str, Any], init: Path | None
-) -> "tuple[Codec, TrainConfig]":
-    """Return a new model, or that of `init`, which the options given must not contradict."""
-    from lic.trainers.models import describe, new_model, trainable
-
-    if init is None:
-        return new_model(config), config
-    from lic.cli.models import load_any
-
-    # The tensors of a foreign checkpoint do not tell GDN from GDN1; --act does.
-    loaded = load_any(init, "igdn1" if config.activation.act == "igdn1" else "gdn")[0]
-    model = trainable(loaded, str(init))
-    return model, describe(model, config, given, str(init))
-
-
+@dataclass(kw_only=True)
 class _Run:
-    """What the training commands have in common."""
+    """Options that the training commands have in common, and what they do."""
 
-    def __init__(
-        self, images: Path, output: Path, device: str, devices: int, nodes: int, quiet: bool,
-        *, replaces: bool,
-    ) -> None:  # fmt: skip
-        if device not in DEVICES:
-            raise ConfigError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
+    images: options.Folder
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Folder of the run: checkpoints, metrics, bundle."),
+    ]
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of options; those given beside it win.")
+    ] = None
+    save_config: Annotated[
+        Path | None, typer.Option(help="Also write all options to this TOML file, then train.")
+    ] = None
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto"
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, one a device.")
+    ] = 1
+    nodes: Annotated[int, typer.Option(min=1, help="Machines; start each by torchrun.")] = 1
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint, with its options.")
+    ] = False
+    quiet: options.Quiet = False
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ConfigError(f"--device is {self.device!r}; expected one of {', '.join(DEVICES)}")
         require("train", "torch", "lightning_fabric", "onnxscript", "tomli_w")
         from lic.trainers.runs import Place
 
-        self.out = Output(-1 if quiet else 0)
-        self.replaces = replaces
+        self.out = Output(-1 if self.quiet else 0)
         self._said: set[str] = set()
-        self.place: Place = Place(
-            images=images, folder=output, device=device, devices=devices, nodes=nodes
+        self.place = Place(
+            images=self.images,
+            folder=self.output,
+            device=self.device,
+            devices=self.devices,
+            nodes=self.nodes,
         )
 
-    def options(self, file: Path | None, recipe: TrainConfig, *, resume: bool) -> TrainConfig:
+    def options(self, recipe: TrainConfig, *, replaces: bool) -> TrainConfig:
         """Return the recipe with what a file of options says."""
-        if file and resume:
+        if self.config and self.resume:
             raise ConfigError("--resume goes on with the run's own options; leave out --config")
-        config = read_config(file, recipe) if file else recipe
-        if not self.replaces and config.replacement != recipe.replacement:
-            raise ConfigError(f"{file}: [replacement] is for lic train relu; take it out")
+        config = read_config(self.config, recipe) if self.config else recipe
+        if not replaces and config.replacement != recipe.replacement:
+            raise ConfigError(f"{self.config}: [replacement] is for lic train relu; take it out")
         return config
 
     def say(self, text: str) -> None:
@@ -171,22 +94,20 @@ class _Run:
 
     def go(
         self,
-        base: TrainConfig,
+        recipe: TrainConfig,
         given: dict[str, Any],
         init: Path | None,
         model: "Callable[[TrainConfig], tuple[Codec, TrainConfig]]",
         *,
-        resume: bool,
-        save: Path | None,
+        replaces: bool,
     ) -> None:
         """Train, then write the bundle."""
-        from dataclasses import replace
-
         from lic.trainers import runs
 
         folder = self.place.folder
-        if resume:
-            state = runs.last_state(folder, given, self.say, replaces=self.replaces)
+        base = self.options(recipe, replaces=replaces)
+        if self.resume:
+            state = runs.last_state(folder, given, self.say, replaces=replaces)
             config = TrainConfig.from_dict(state["config"])
             fabric = self._open(config)
             trainer = runs.resume(state, self.place, fabric, self.say)
@@ -203,12 +124,12 @@ class _Run:
                 start_from, config = model(config)
                 trainer = runs.start(
                     start_from, config, self.place, fabric, self.say,
-                    fresh=init is None, replaces=self.replaces,
+                    fresh=init is None, replaces=replaces,
                 )  # fmt: skip
                 if fabric.is_global_zero:
                     write_config(config, folder / CONFIG, self.out)
-        if save and fabric.is_global_zero:
-            write_config(config, save, self.out)
+        if self.save_config and fabric.is_global_zero:
+            write_config(config, self.save_config, self.out)
         self._train(trainer)
 
     def _open(self, config: TrainConfig) -> "Fabric":
@@ -267,6 +188,69 @@ class _Run:
                 f"real files, {len(trainer.validation)} pictures: {values['bpp']:.4f} bpp, "
                 f"{values['psnr']:.2f} dB, MS-SSIM {values['ms_ssim']:.4f}"
             )
+
+
+@app.command(cls=SectionedCommand)
+@with_config(recipes.bmshj2018(), ("model", "activation", *_SHARED), _Run)
+def bmshj2018(
+    run: _Run,
+    given: dict[str, Any],
+    init: Annotated[
+        Path | None, typer.Option(help="Start from this run, checkpoint or bundle instead.")
+    ] = None,
+) -> None:
+    """Train bmshj2018 from scratch, or go on from a model, then write its bundle."""
+
+    def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
+        return starting_model(wanted, given, init)
+
+    run.go(recipes.bmshj2018(), given, init, model, replaces=False)
+
+
+@app.command(cls=SectionedCommand)
+@with_config(recipes.relu(), ("activation", "replacement", *_SHARED), _Run)
+def relu(
+    run: _Run,
+    given: dict[str, Any],
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="The trained model: a checkpoint of CompressAI (.pth.tar, .safetensors), a run or "
+            "a bundle."
+        ),
+    ] = None,
+) -> None:
+    """Replace the GDN of a trained bmshj2018 by what NPUs run, train on, and write its bundle."""
+
+    def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
+        from lic.cli.models import load_any
+        from lic.trainers.models import described, trainable
+
+        if init is None:
+            raise ConfigError(
+                "lic train relu needs --init, the trained model whose GDN it replaces; 'lic train "
+                "bmshj2018 --act relu' starts from scratch"
+            )
+        loaded = trainable(load_any(init)[0], str(init))
+        return loaded, described(loaded, wanted)
+
+    run.go(recipes.relu(), given, init, model, replaces=True)
+
+
+def starting_model(
+    config: TrainConfig, given: dict[str, Any], init: Path | None
+) -> "tuple[Codec, TrainConfig]":
+    """Return a new model, or that of `init`, which the options given must not contradict."""
+    from lic.trainers.models import describe, new_model, trainable
+
+    if init is None:
+        return new_model(config), config
+    from lic.cli.models import load_any
+
+    # The tensors of a foreign checkpoint do not tell GDN from GDN1; --act does.
+    loaded = load_any(init, "igdn1" if config.activation.act == "igdn1" else "gdn")[0]
+    model = trainable(loaded, str(init))
+    return model, describe(model, config, given, str(init))
 
 
 @contextlib.contextmanager
