@@ -1,0 +1,135 @@
+"""Rate-distortion curves of evaluations and published points: a plot, and a table in Markdown.
+
+    python -m lic.codec.benchmark.rd_plot runs/*.json --anchors kodak.json --anchor NAME -o rd.png
+
+Evaluations are what `lic eval -o` writes: whole files, decoded again. Points of one model are a
+curve; BD-rates are against the first anchor, of curves with four points.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lic.codec.benchmark.bd_rate import LEAST_POINTS, bd_rate
+from lic.codec.errors import ConfigError
+
+Curve = list[tuple[float, float]]
+Curves = dict[str, Curve]
+
+METRICS = {"psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
+
+
+def evaluated(files: Sequence[Path], metric: str) -> Curves:
+    """Return curves (bpp, quality) by the models' names, rate points joined.
+
+    Raises:
+        ConfigError: a file that `lic eval -o` did not write.
+    """
+    curves: Curves = {}
+    for path in files:
+        try:
+            for row in json.loads(path.read_text()):
+                name = str(row["model"]).rpartition(" q")[0]
+                curves.setdefault(name, []).append((float(row["bpp"]), float(row[metric])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: is not what lic eval -o writes ({error})") from None
+    return {name: sorted(points) for name, points in curves.items()}
+
+
+def published(path: Path, names: Sequence[str], metric: str) -> Curves:
+    """Return published curves from a file of {name: {"bpp": [...], "psnr_db": [...]}}.
+
+    Raises:
+        ConfigError: no such curve, or not with this metric; says which there are.
+    """
+    found = json.loads(path.read_text())
+    key = {"psnr": "psnr_db"}.get(metric, metric)
+    curves = {}
+    for name in names:
+        if name not in found or key not in found[name]:
+            known = ", ".join(sorted(k for k, v in found.items() if key in v))
+            raise ConfigError(f"--anchor {name}: {path} has no such curve; it has {known}")
+        curves[name] = sorted(zip(found[name]["bpp"], found[name][key], strict=True))
+    return curves
+
+
+def gap(anchor: Curve, bpp: float, quality: float) -> float | None:
+    """Return quality minus the anchor's at this rate (over log rate), None where it has none."""
+    rates, qualities = np.array(anchor).T
+    if not rates[0] <= bpp <= rates[-1]:
+        return None
+    return quality - float(np.interp(np.log(bpp), np.log(rates), qualities))
+
+
+def table(curves: Curves, anchors: Curves, metric: str) -> str:
+    """Return the points, their distance to the first anchor at equal rate, and BD-rates."""
+    first = next(iter(anchors.values()), [])
+    lines = [
+        f"| model | bpp | {METRICS[metric]} | at equal rate | BD-rate |",
+        "|---|---|---|---|---|",
+    ]
+    for name, points in curves.items():
+        delta = "" if metric != "psnr" else _delta(first, points)
+        for i, (bpp, quality) in enumerate(points):
+            distance = gap(first, bpp, quality) if first else None
+            told = "" if distance is None else f"{distance:+.2f}"
+            cells = (name, f"{bpp:.4f}", f"{quality:.4f}"[:6], told, delta if i == 0 else "")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _delta(anchor: Curve, points: Curve) -> str:
+    if len(points) < LEAST_POINTS or not anchor:
+        return ""
+    found = bd_rate(anchor, points)
+    return f"{found.percent:+.1f} % ({found.low:.1f} to {found.high:.1f} dB)"
+
+
+def plot(curves: Curves, anchors: Curves, metric: str, target: Path, *, most: float) -> None:
+    """Draw all curves up to `most` bits per pixel; the suffix of `target` says the format."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    shown: Mapping[str, Curve] = {**anchors, **curves}
+    for name, points in shown.items():
+        kept = [point for point in points if point[0] <= most]
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.8}
+        if name in anchors:
+            style = {"linestyle": "--", "linewidth": 1.1}
+        if kept:
+            axes.plot(*zip(*kept, strict=True), label=name, **style)
+    axes.set_xlabel("bits per pixel (whole files)")
+    axes.set_ylabel(METRICS[metric])
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read, draw and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("evaluations", type=Path, nargs="+", help="what lic eval -o wrote")
+    parser.add_argument("--anchors", type=Path, help="published points as JSON")
+    parser.add_argument("--anchor", action="append", default=[], help="a curve of it; repeatable")
+    parser.add_argument("--metric", choices=tuple(METRICS), default="psnr")
+    parser.add_argument("--most", type=float, default=1.2, help="greatest rate of the plot, bpp")
+    parser.add_argument("-o", "--output", type=Path, help="picture: .png, .svg or .pdf")
+    options = parser.parse_args(arguments)
+    curves = evaluated(options.evaluations, options.metric)
+    anchors: Curves = {}
+    if options.anchors:
+        anchors = published(options.anchors, options.anchor, options.metric)
+    print(table(curves, anchors, options.metric))  # noqa: T201
+    if options.output:
+        plot(curves, anchors, options.metric, options.output, most=options.most)
+
+
+if __name__ == "__main__":
+    main()
