@@ -24,7 +24,7 @@ def checkpoint(tmp_path: Path, tiny_model: FactorizedPrior) -> Path:
     state: dict[str, Any] = {entry: {} for entry in checkpoints.ENTRIES}
     state |= {
         "step": 7,
-        "config": TrainConfig().updated({"lmbda": 0.02}).to_dict(),
+        "config": TrainConfig().updated({"lmbda": 0.02, "rate": 5}).to_dict(),
         "architecture": tiny_model.name,
         "model_config": tiny_model.config.to_dict(),
         "model": tiny_model.state_dict(),
@@ -70,6 +70,7 @@ def test_an_import_takes_lambda_from_the_checkpoint(
         assert lic("models", "import", checkpoint, *more, "--source", "https://a.org").code == 0
         description = no_export["description"]
         assert (description.lmbda, description.source) == (0.02, "https://a.org")
+        assert description.rate_point == 5
 
 
 def test_a_lambda_that_contradicts_the_checkpoint_is_refused(

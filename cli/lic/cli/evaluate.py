@@ -15,7 +15,7 @@ import typer
 from lic.cli import batch, options
 from lic.cli.console import Output, note_precision
 from lic.cli.extras import require
-from lic.cli.models import default_name, is_checkpoint, load_any
+from lic.cli.models import default_name, is_checkpoint, load_any, rate_of
 from lic.codec.errors import ConfigError, NumericsError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _bundles(model: str | None, rates: list[int] | None) -> Iterator[list["Bundl
     loaded, training = load_any(source)
     name = default_name(loaded.config)
     with tempfile.TemporaryDirectory() as folder:
-        description = Description(name=name, rate_point=1, training=training)
+        description = Description(name=name, rate_point=rate_of(training), training=training)
         yield [make_bundle(loaded, Path(folder) / "bundle", description)]
 
 

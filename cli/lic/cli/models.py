@@ -104,7 +104,8 @@ def import_model(
             "--rate",
             min=1,
             max=255,
-            help="Rate point within the family. Default: 1, for HPCM by its lambda.",
+            help="Rate point within the family. Default: 1; of a run its own; for HPCM by its "
+            "lambda.",
         ),
     ] = None,
     lmbda: Annotated[float | None, typer.Option(help="Lambda it was trained with.")] = None,
@@ -156,7 +157,7 @@ def import_model(
         for note in _lambda_notes(lmbda, metric, rate):
             out.note(note)
     metric, point = _rate_point(model.name, metric, lmbda)
-    rate = rate or point
+    rate = rate or rate_of(training, point)
     family = name or default_name(model.config, metric)
     target = output or user_folder() / family / str(rate)
     if target.exists() and not force:
@@ -291,6 +292,12 @@ def _is_bundle(source: Path) -> bool:
     from lic.codec.bundle import MANIFEST
 
     return (source / MANIFEST).is_file() or source.suffix == ".zip"
+
+
+def rate_of(training: dict[str, Any], default: int = 1) -> int:
+    """Return the rate point that a run was started with, by the provenance of its model."""
+    found: int = training.get("bundle", {}).get("rate", default)
+    return found
 
 
 def is_checkpoint(source: Path) -> bool:
