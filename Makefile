@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm memory-hpcm round-trips soak clean
+.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm benchmark-training memory-hpcm round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -30,6 +30,11 @@ oracle:
 # make eval KODAK=/path/to/kodak: the README's tables.
 eval: $(VENV)/.dev
 	$(BIN)/lic eval $(KODAK) --threads 1 -o runs/eval.json --force
+
+# make benchmark-training PHOTOS=DIR: images a second against a plain loop of CompressAI's classes.
+benchmark-training: $(VENV)/.dev
+	sh tests/oracle/setup.sh
+	$(BIN)/python -m tests.oracle.throughput $(PHOTOS)
 
 benchmark-entropy: $(VENV)/.runtime
 	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400
