@@ -1,6 +1,6 @@
 """Training speed: lic's loop against a plain loop of CompressAI's classes, in turns, one machine.
 
-    python -m tests.oracle.throughput PHOTOS [--steps 20] [--rounds 3] [--batch 8] [--crop 128]
+    python -m tests.oracle.throughput PHOTOS [--steps 18] [--rounds 3] [--batch 8] [--crop 128]
 
 Both sides train N = 128, M = 192 with Adam, on one thread, from the same photos; lic's side is the
 command's own loop with everything that it does by default (averaged weights, clipping, metrics,
@@ -29,24 +29,21 @@ folder, kind, steps, batch, crop, out = sys.argv[1:]
 steps, warm = int(steps), 3
 config = TrainConfig().updated({
     "size": "4", "act": kind, "optimizer": "adam", "start": "random", "batch": int(batch),
-    "crop": int(crop), "steps": warm + steps, "log_every": 10**6, "checkpoint_every": 10**6,
+    "crop": int(crop), "steps": warm + steps, "log_every": warm, "checkpoint_every": 10**6,
     "val_share": 0.0, "lr": 1e-4,
 })
 place = Place(images=Path(folder), folder=Path(out), device="cpu")
 trainer = start(new_model(config), config, place, open_fabric(config, place), print, fresh=False)
 clock = {}
-look = trainer._look
-def timed():
-    if trainer.step == warm:
+def timed(values):
+    if values["step"] == warm:
         clock["wall"], clock["spent"] = time.perf_counter(), time.process_time()
-    elif trainer.step == warm + steps:
+    elif values["step"] == warm + steps:
         wall = time.perf_counter() - clock["wall"]
         spent = time.process_time() - clock["spent"]
         images = steps * int(batch)
         print(json.dumps({"per_second": images / wall, "per_cpu_second": images / spent}))
-    look()
-trainer._look = timed
-trainer.run(lambda values: None)
+trainer.run(timed)
 """
 
 
@@ -54,9 +51,11 @@ def main() -> None:
     """Measure all four and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("photos")
-    for name, default in (("steps", 20), ("rounds", 3), ("batch", 8), ("crop", 128)):
+    for name, default in (("steps", 18), ("rounds", 3), ("batch", 8), ("crop", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
+    if options.steps % 3:
+        parser.error("--steps must be a multiple of 3")
     sizes = [str(getattr(options, name)) for name in ("steps", "batch", "crop")]
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(options.rounds):
