@@ -30,13 +30,14 @@ CODEC_LAYERS = (
     ("pillow_plugin", "benchmark", "inspection"),
 )
 TRAINERS_LAYERS = (
+    ("sections",),
     ("config", "schedules", "files", "photos", "workers", "crop_manifest", "curves"),
     ("losses", "optimizers", "data", "prepare", "precision", "guard", "ema", "stopping"),
+    ("recipes", "models"),
     (
         "objective", "start", "replacement", "scope", "qat",
         "checkpoints", "validation", "trackers", "reconstructions",
     ),
-    ("recipes", "models"),
     ("loop",),
     ("runs",),
 )  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lic.cli.models import default_name
 from lic.cli.train import starting_model
+from lic.cli.weights import default_name
 from lic.codec.backends.torch_backend import load_model
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError

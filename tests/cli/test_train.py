@@ -18,9 +18,10 @@ from lic.codec.errors import ConfigError
 from lic.codec.models import FactorizedConfig, FactorizedPrior
 from lic.trainers import recipes
 from lic.trainers.checkpoints import find_checkpoint, load
-from lic.trainers.config import SECTIONS, TrainConfig, option_name
+from lic.trainers.config import SECTIONS, TrainConfig
 from lic.trainers.files import CHECKPOINTS
 from lic.trainers.loop import Trainer
+from lic.trainers.sections import option_name
 from lic.trainers.trackers import METRICS
 
 Lic = Callable[..., Any]

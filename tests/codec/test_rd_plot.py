@@ -39,8 +39,8 @@ def test_the_table_tells_gaps_and_bd_rate_and_the_plot_is_a_picture(
     main([str(evaluation), "--anchors", str(anchors), "--anchor", "old (2018)", "-o", str(target)])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    assert lines[2].endswith("| 0.1000 | 27.000 |  | -9.1 % (27.0 to 33.0 dB) |")
-    assert lines[3].startswith("| some model | 0.2000 | 29.000 | +0.2")
+    assert lines[2].endswith("| 0.1000 | 27.00 |  | -9.1 % (27.0 to 33.0 dB) |")
+    assert lines[3].startswith("| some model | 0.2000 | 29.00 | +0.2")
     with Image.open(target) as picture:
         assert picture.size == (1080, 720)
 
@@ -59,3 +59,12 @@ def test_what_cannot_be_used_is_named(files: tuple[Path, Path], tmp_path: Path) 
         wrong.write_text(content)
         with pytest.raises(ConfigError, match=r"wrong.json: is not what lic eval -o writes"):
             evaluated([wrong], "psnr")
+
+
+def test_the_command_says_what_it_cannot_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "none.json")])
+    assert stopped.value.code == 2
+    assert "none.json: is not what lic eval -o writes" in capsys.readouterr().err

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from lic.codec.errors import ConfigError
-from lic.trainers.config import SECTIONS, TrainConfig, option_name
+from lic.trainers.config import SECTIONS, TrainConfig
+from lic.trainers.sections import option_name
 
 OPTIONS = [
     (section, item) for section, kind in SECTIONS.items() for item in dataclasses.fields(kind)

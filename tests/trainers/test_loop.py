@@ -227,6 +227,21 @@ def test_a_request_to_stop_keeps_what_ranks_the_checkpoint_of_that_very_step(
     assert last(tmp_path)["metrics"]["loss"] == metrics(tmp_path)[-1]["loss"]
 
 
+def test_a_line_of_metrics_has_the_means_since_the_last_one_after_a_stop_too(
+    tmp_path: Path, photos: Path
+) -> None:
+    every, lines = tmp_path / "every", tmp_path / "lines"
+    begin(every, photos).run(quiet)
+    begin(lines, photos, {"log_every": 5, "checkpoint_every": 4}).run(quiet)
+    (lines / CHECKPOINTS / "step-00000012.pt").unlink()
+    again(lines, photos).run(quiet)
+    rows, found = metrics(every), metrics(lines)
+    assert [row["step"] for row in found] == [5, 10, 12]
+    for row, part in zip(found, (rows[:5], rows[5:10], rows[10:]), strict=True):
+        for name in ("loss", "bpp", "mse", "grad_norm"):
+            assert row[name] == pytest.approx(sum(r[name] for r in part) / len(part), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, photos: Path, kind: str) -> None:
     run = begin(tmp_path, photos)

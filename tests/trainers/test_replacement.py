@@ -16,12 +16,12 @@ from lic.codec.models import (
 from lic.codec.models.blocks import GDN
 from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 from lic.trainers.config import ActivationConfig, ReplacementConfig
-from lic.trainers.replacement import Replaced, gain_of, replace_activations
+from lic.trainers.models import Codec, gain_of
+from lic.trainers.replacement import Replaced, replace_activations
 from lic.trainers.start import pca_start
 
 NUMBERS = (1, 3, 5)
 SIDES = {"encoder": ("g_a",), "decoder": ("g_s",), "all": ("g_a", "g_s")}
-Codec = FactorizedPrior | ScaleHyperprior
 
 
 def build(crops: Tensor, act: Any = "gdn", arch: str = "factorized") -> Codec:

@@ -12,9 +12,9 @@ from lic.codec.models import (
 )
 from lic.codec.models.blocks import Activation
 from lic.trainers.config import ReplacementConfig
+from lic.trainers.models import Codec
 from lic.trainers.scope import apply_scope
 
-Codec = FactorizedPrior | ScaleHyperprior
 ENCODER = ["g_a.1", "g_a.3", "g_a.5"]
 BOTH = [*ENCODER, "g_s.1", "g_s.3", "g_s.5"]
 

@@ -11,9 +11,9 @@ from typer.core import TyperCommand
 
 from lic.cli.console import Output
 from lic.codec.errors import ConfigError
-from lic.trainers.config import SECTIONS, TrainConfig, option_name
+from lic.trainers.config import SECTIONS, TrainConfig
+from lic.trainers.sections import option_name
 
-FILES = "files"
 _PANELS = {
     "model": "Model", "activation": "Non-linearities", "replacement": "Replacement",
     "run": "Length", "data": "Data", "loss": "Loss", "optimizer": "Optimisation",

@@ -15,7 +15,7 @@ import typer
 from lic.cli import batch, options
 from lic.cli.console import Output, note_precision
 from lic.cli.extras import require
-from lic.cli.models import default_name, is_checkpoint, load_any, rate_of
+from lic.cli.weights import default_name, is_checkpoint, load_any, rate_of
 from lic.codec.errors import ConfigError, NumericsError
 
 if TYPE_CHECKING:

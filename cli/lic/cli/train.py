@@ -1,6 +1,7 @@
 """lic train: checkpoints and bundles from folders of photos."""
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -103,6 +104,7 @@ class _Run:
     ) -> None:
         """Train, then write the bundle."""
         from lic.trainers import runs
+        from lic.trainers.stopping import peers_told_apart
 
         folder = self.place.folder
         base = self.options(recipe, replaces=replaces)
@@ -119,15 +121,14 @@ class _Run:
                 )
             config = replace(base.updated(given), init=init.name if init else "")
             fabric = self._open(config)
-            with _new_folder(folder):
-                fabric.barrier()
+            with peers_told_apart(), _new_folder(folder, fabric):
                 start_from, config = model(config)
+                if fabric.is_global_zero:
+                    write_config(config, folder / CONFIG, self.out)
                 trainer = runs.start(
                     start_from, config, self.place, fabric, self.say,
                     fresh=init is None, replaces=replaces,
                 )  # fmt: skip
-                if fabric.is_global_zero:
-                    write_config(config, folder / CONFIG, self.out)
         if self.save_config and fabric.is_global_zero:
             write_config(config, self.save_config, self.out)
         self._train(trainer)
@@ -160,7 +161,7 @@ class _Run:
             self._bundle(trainer)
 
     def _bundle(self, trainer: "Trainer") -> None:
-        from lic.cli.models import default_name
+        from lic.cli.weights import default_name
         from lic.export.make_bundle import Description, make_bundle
         from lic.trainers.checkpoints import load_model
         from lic.trainers.validation import final_files
@@ -185,7 +186,7 @@ class _Run:
                 say=self.say,
             )
             self.out.note(
-                f"real files, {len(trainer.validation)} pictures: {values['bpp']:.4f} bpp, "
+                f"real files, {values['pictures']:.0f} pictures: {values['bpp']:.4f} bpp, "
                 f"{values['psnr']:.2f} dB, MS-SSIM {values['ms_ssim']:.4f}"
             )
 
@@ -223,7 +224,7 @@ def relu(
     """Replace the GDN of a trained bmshj2018 by what NPUs run, train on, and write its bundle."""
 
     def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
-        from lic.cli.models import load_any
+        from lic.cli.weights import load_any
         from lic.trainers.models import described, trainable
 
         if init is None:
@@ -245,7 +246,7 @@ def starting_model(
 
     if init is None:
         return new_model(config), config
-    from lic.cli.models import load_any
+    from lic.cli.weights import load_any
 
     # The tensors of a foreign checkpoint do not tell GDN from GDN1; --act does.
     loaded = load_any(init, "igdn1" if config.activation.act == "igdn1" else "gdn")[0]
@@ -254,32 +255,39 @@ def starting_model(
 
 
 @contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
-    """Make the folder of a run; what fails before its first step leaves none behind.
+def _new_folder(folder: Path, fabric: "Fabric") -> Iterator[None]:
+    """Have the first process make the folder of a run, before any goes on.
+
+    What fails before the first step leaves no new folder behind.
 
     Raises:
         OutputError: it holds a run or something else already, or cannot be written.
     """
+    new = fabric.is_global_zero and not folder.exists()
+    if fabric.is_global_zero:
+        _make_folder(folder)
+    fabric.barrier()
+    try:
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _make_folder(folder: Path) -> None:
     from lic.trainers.files import CHECKPOINTS
 
-    there = folder.exists()
     if any((folder / CHECKPOINTS).glob("*.pt")):
         raise OutputError(f"{folder}: holds a run already; --resume goes on with it")
     try:
-        if there and not (folder / CONFIG).exists() and any(folder.iterdir()):
+        if folder.exists() and not (folder / CONFIG).exists() and any(folder.iterdir()):
             raise OutputError(f"{folder}: holds other files; name a new or empty folder")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    try:
-        yield
-    except BaseException:
-        if not there:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def _bar(steps: int, done: int, out: Output) -> Any:

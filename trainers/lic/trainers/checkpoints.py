@@ -34,6 +34,8 @@ ENTRIES: Final = {
     "schedule": "state of the learning rates' schedule",
     "objective": "state of what makes one number of the loss terms",
     "metrics": "last values by name, floats; the run's best_metric ranks by them",
+    "since_line": "sums, by name, and steps since the last line of metrics",
+    "facts": "what the run holds to when it goes on: photos, processes, replaced modules",
     "elapsed": "seconds of training",
 }
 """What every checkpoint holds. A run may add what it needs besides, tensors and plain values."""

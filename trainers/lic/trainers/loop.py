@@ -97,6 +97,9 @@ class Trainer:
             else None
         )
         self._metrics: Values = {}
+        # Sums of what the steps since the last line of metrics gave.
+        self._sums: dict[str, Tensor] = {}
+        self._summed = 0
         self._wait = 0.0
         self._stop = threading.Event()
         self._set_up()
@@ -155,13 +158,13 @@ class Trainer:
         )
         clock, first = time.monotonic(), self.step
         while self.step < self.steps:
-            values = self._train_step(self._next(batches))
+            self._add(self._train_step(self._next(batches)))
             self.step += 1
             # What was measured of earlier weights says nothing of these.
             self._metrics = {k: v for k, v in self._metrics.items() if not k.startswith("val_")}
             if self._due(self.config.watch.log_every):
                 now = time.monotonic()
-                report(self._log(values, now - clock, self.step - first))
+                report(self._log(now - clock, self.step - first))
                 clock, first = now, self.step
                 self._wait = 0.0
             stopping = self._stop.is_set() and self.step < self.steps
@@ -257,18 +260,30 @@ class Trainer:
         rank = self.fabric.global_rank
         return f"batch {self.step} (process {rank}, seed {self.config.run.seed})"
 
-    def _log(self, values: dict[str, Tensor], seconds: float, steps: int) -> Values:
+    def _add(self, values: dict[str, Tensor]) -> None:
+        """Add what a step gave to the sums that the next line of metrics is made of."""
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
+        self._summed += 1
+
+    def _log(self, seconds: float, steps: int) -> Values:
+        """Return the means since the last line of metrics, and tell the trackers of them.
+
+        Args:
+            seconds: that this process took.
+            steps: that it took in them; fewer than the means are of, where it resumed between.
+        """
         images = steps * self.data.batch_size * self.fabric.world_size
         self.elapsed += seconds
         found = {
             "step": float(self.step),
             "epoch": self.step / self.epoch_steps,
-            **self._over_processes(values),
+            **self._over_processes({k: v / self._summed for k, v in self._sums.items()}),
             "lr": self.optimizers[0].optimizer.param_groups[0]["lr"],
             "seconds_per_step": seconds / steps,
             "images_per_second": images / seconds,
             "data_wait": self._wait / seconds,
         }
+        self._sums, self._summed = {}, 0
         self._metrics.update(found)
         self._track(found)
         return found
@@ -359,6 +374,7 @@ class Trainer:
             "qat": self.qat.state_dict() if self.qat else {},
             "facts": self.facts,
             "elapsed": self.elapsed,
+            "since_line": {"sums": self._sums, "steps": self._summed},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -374,3 +390,6 @@ class Trainer:
             self.qat.load_state_dict(state["qat"])
         self.step = state["step"]
         self.elapsed = state["elapsed"]
+        since = state["since_line"]
+        self._sums = {name: v.to(self.fabric.device) for name, v in since["sums"].items()}
+        self._summed = since["steps"]

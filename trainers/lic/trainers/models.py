@@ -9,8 +9,9 @@ from torch import nn
 from lic.codec.errors import ConfigError
 from lic.codec.models import FactorizedConfig, FactorizedPrior, HyperpriorConfig, ScaleHyperprior
 from lic.codec.models.bmshj2018 import SIZES
-from lic.trainers.config import TrainConfig, option_name
-from lic.trainers.replacement import gain_of
+from lic.codec.models.gdnish import DecoderGain, EncoderGain
+from lic.trainers.config import ActivationConfig, TrainConfig
+from lic.trainers.sections import option_name
 
 Codec = FactorizedPrior | ScaleHyperprior
 
@@ -29,6 +30,14 @@ def new_model(config: TrainConfig) -> Codec:
     if config.model.arch == "hyperprior":
         return ScaleHyperprior(HyperpriorConfig(**values))
     return FactorizedPrior(FactorizedConfig(**values))
+
+
+def gain_of(activation: ActivationConfig, side: str) -> EncoderGain | DecoderGain:
+    """Return the options of a side's GDN-ish blocks as a model's config has them."""
+    a = activation
+    if side == "encoder":
+        return EncoderGain(t=a.enc_t, kdw=a.enc_kdw, eca=a.enc_eca, residual=a.enc_residual)
+    return DecoderGain(k=a.dec_k, gmin=a.dec_gmin, gmax=a.dec_gmax, residual=a.dec_residual)
 
 
 def trainable(model: nn.Module, source: str) -> Codec:
@@ -78,12 +87,17 @@ def describe(
             f"{option_name(name)} is {given[name]}, but {source} has {told[name]}; leave out "
             f"{option_name(name)}"
         )
-    return config.updated({**found, **{k: v for k, v in given.items() if k in ("size",)}})
+    return described(model, config).updated(found)
 
 
 def described(model: Codec, config: TrainConfig) -> TrainConfig:
-    """Return the config with the architecture and size of a model whose activations will change."""
-    sizes = [name for name, widths in SIZES.items() if widths == (model.config.N, model.config.M)]
+    """Return the config with the architecture and size of a model whose activations will change.
+
+    Widths that have no name leave the size as it is.
+    """
+    widths = (model.config.N, model.config.M)
+    # Several sizes of CompressAI are alike: the one that was asked for comes first.
+    sizes = [name for name in (config.model.size, *SIZES) if SIZES[name] == widths]
     return config.updated({"arch": _found(model)["arch"], **({"size": sizes[0]} if sizes else {})})
 
 

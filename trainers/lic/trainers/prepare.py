@@ -23,7 +23,6 @@ from PIL import Image
 
 from lic.codec.errors import ConfigError, OutputError, TrainingError
 from lic.codec.image_io import orient, read_picture
-from lic.trainers.config import Section, option, option_name
 from lic.trainers.crop_manifest import (
     JOURNAL,
     Crop,
@@ -42,6 +41,7 @@ from lic.trainers.photos import (
     list_pictures,
     training_part,
 )
+from lic.trainers.sections import Section, option, option_name
 from lic.trainers.workers import begin_worker, worker_context
 
 # Of zlib: 2 % larger files than its default 6, in a third of the time.

@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lic.codec.errors import ConfigError
-from lic.codec.models import FactorizedPrior, ScaleHyperprior
 from lic.codec.models.blocks import GDN
-from lic.codec.models.gdnish import DecoderBlock, DecoderGain, EncoderBlock, EncoderGain
+from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 from lic.trainers.config import ActivationConfig, ReplacementConfig
-
-Codec = FactorizedPrior | ScaleHyperprior
+from lic.trainers.models import Codec, gain_of
 
 # Hidden values get this many standard deviations of head room above zero where ReLU comes next.
 HEAD_ROOM = 8.0
@@ -109,14 +107,6 @@ def _rebuilt(model: Codec, activation: ActivationConfig, sides: list[str]) -> Co
         changed[f"{side}_gain"] = gain_of(activation, side) if activation.act == "gdnish" else None
     new: Codec = type(model)(cast(Any, replace(model.config, **changed)))
     return new.to(next(model.parameters()).device).train(model.training)
-
-
-def gain_of(activation: ActivationConfig, side: str) -> EncoderGain | DecoderGain:
-    """Return the options of a side's GDN-ish blocks as a model's config has them."""
-    a = activation
-    if side == "encoder":
-        return EncoderGain(t=a.enc_t, kdw=a.enc_kdw, eca=a.enc_eca, residual=a.enc_residual)
-    return DecoderGain(k=a.dec_k, gmin=a.dec_gmin, gmax=a.dec_gmax, residual=a.dec_residual)
 
 
 def _carry_over(old: nn.Module, new: nn.Module, modules: list[str]) -> None:

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import MODELS
 from lic.trainers.checkpoints import CheckpointManager, load
-from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig, option_name
+from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig
 from lic.trainers.data import TrainingData, find_photos, measurable, split_validation
 from lic.trainers.loop import Trainer
 from lic.trainers.losses import ms_ssim_note
@@ -23,7 +23,8 @@ from lic.trainers.precision import fabric_precision, keep_float32
 from lic.trainers.qat import convert, prepare_qat, save_converted
 from lic.trainers.replacement import replace_activations
 from lic.trainers.scope import apply_scope
-from lic.trainers.start import prepare
+from lic.trainers.sections import option_name
+from lic.trainers.start import prepare, sample
 from lic.trainers.trackers import build_trackers
 
 Say = Callable[[str], None]
@@ -110,13 +111,11 @@ def start(
     replaced: list[str] = []
     if replaces:
         say(f"replacing non-linearities, with a look at {len(data)} photos")
-        crops = data.wider(crop=192, batch=16).batch(0).float() / 255
-        result = replace_activations(model, config.activation, config.replacement, crops)
+        result = replace_activations(model, config.activation, config.replacement, sample(data))
         model, replaced = result.model, result.modules
         _say_all(say, result.notes)
     _say_all(say, apply_scope(model, replaced, config.replacement))
-    say(f"fitting the start to {len(data)} photos")
-    prepare(model, data, config, fresh=fresh)
+    prepare(model, data, config, fresh=fresh, say=say)
     facts = {
         "replaced": replaced,
         "replaces": replaces,
@@ -136,7 +135,7 @@ def resume(state: dict[str, Any], place: Place, fabric: Fabric, say: Say) -> Tra
     """
     config = TrainConfig.from_dict(state["config"])
     data, validation = _pictures(config, place, say)
-    _check_same(state.get("facts", {}), place, fabric, data)
+    _check_same(state["facts"], place, fabric, data)
     with _fitting(place.folder):
         made = MODELS[state["architecture"]].from_dict(state["model_config"])
         model = trainable(made, str(place.folder))
@@ -163,14 +162,13 @@ def _fitting(folder: Path) -> Iterator[None]:
 
 def _check_same(facts: Mapping[str, Any], place: Place, fabric: Fabric, data: TrainingData) -> None:
     """Refuse other processes or photos than before, which would mean other crops."""
-    # Checkpoints of before these were written down do not tell.
-    processes, photos = facts.get("processes", fabric.world_size), facts.get("photos", data.digest)
-    if processes != fabric.world_size:
+    if facts["processes"] != fabric.world_size:
         raise ConfigError(
-            f"{place.folder}: the run was started with {processes} processes, and now there are "
-            f"{fabric.world_size}; give --devices and --nodes as then, or start in a new folder"
+            f"{place.folder}: the run was started with {facts['processes']} processes, and now "
+            f"there are {fabric.world_size}; give --devices and --nodes as then, or start in a "
+            "new folder"
         )
-    if photos != data.digest:
+    if facts["photos"] != data.digest:
         raise ConfigError(
             f"{place.images}: holds other photos than the run was started on; name the same folder "
             f"as then, or start in a new one with --init {place.folder}"
@@ -202,7 +200,7 @@ def last_state(
     if path is None:
         raise ConfigError(f"{folder}: no run with a checkpoint; leave out --resume to start one")
     state = load(path)
-    if state.get("facts", {}).get("replaces", replaces) != replaces:
+    if state["facts"]["replaces"] != replaces:
         command = "bmshj2018" if replaces else "relu"
         raise ConfigError(f"{folder}: is a run of lic train {command}; resume it by that command")
     config = TrainConfig.from_dict(state["config"])

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from lic.codec.errors import ConfigError
-from lic.codec.models import FactorizedPrior, ScaleHyperprior
+from lic.codec.models import ScaleHyperprior
 from lic.trainers.config import ReplacementConfig
+from lic.trainers.models import Codec
 
 
 def apply_scope(
-    model: FactorizedPrior | ScaleHyperprior,
+    model: Codec,
     replaced: Sequence[str],
     replacement: ReplacementConfig,
 ) -> list[str]:

@@ -8,16 +8,18 @@ four layers together are an orthonormal transform of 16x16 blocks that keeps M o
 Shapes: B crops, C channels of a layer's input, K components kept, H W its height and width.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from lic.codec.errors import ConfigError
-from lic.codec.models import FactorizedPrior, ScaleHyperprior, bits
+from lic.codec.models import ScaleHyperprior, bits
 from lic.codec.models.blocks import GDN
 from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 from lic.trainers.config import TrainConfig
+from lic.trainers.models import Codec
 from lic.trainers.replacement import pairs
 
 # Rows and columns of a 5x5 kernel (stride 2, padding 2) that see inputs 2o and 2o + 1.
@@ -51,9 +53,7 @@ class _Layer(NamedTuple):
 
 
 @torch.no_grad()
-def pca_start(
-    model: FactorizedPrior | ScaleHyperprior, crops: Tensor, *, lmbda: float, noise: float = 0.1
-) -> None:
+def pca_start(model: Codec, crops: Tensor, *, lmbda: float, noise: float = 0.1) -> None:
     """Initialise both transforms and the entropy model's widths from crops (B, 3, H, W) in [0, 1].
 
     Taps that the block transform does not use get `noise` times the framework's random start.
@@ -72,7 +72,7 @@ def pca_start(
 
 
 def _start_encoder(
-    model: FactorizedPrior | ScaleHyperprior, x: Tensor, width: int, step: float, noise: float
+    model: Codec, x: Tensor, width: int, step: float, noise: float
 ) -> tuple[list[_Layer], Tensor]:
     """Fill g_a for hidden layers of `width` components; returns them, and the latents of x."""
     layers: list[_Layer] = []
@@ -92,7 +92,7 @@ def _start_encoder(
 
 
 def _start_decoder(
-    model: FactorizedPrior | ScaleHyperprior,
+    model: Codec,
     layers: list[_Layer],
     y: Tensor,
     step: float,
@@ -118,7 +118,7 @@ def _start_decoder(
             y = make_linear(act, y)
 
 
-def _start_entropy(model: FactorizedPrior | ScaleHyperprior, y: Tensor) -> None:
+def _start_entropy(model: Codec, y: Tensor) -> None:
     deviations = y.std(dim=(0, 2, 3))
     if isinstance(model, ScaleHyperprior):
         # Scales are the channels' own whatever z says, and z is what random weights make of y.
@@ -127,7 +127,7 @@ def _start_entropy(model: FactorizedPrior | ScaleHyperprior, y: Tensor) -> None:
     model.entropy_bottleneck.init_scales(deviations)
 
 
-def _kinds(model: FactorizedPrior | ScaleHyperprior) -> tuple[str, str]:
+def _kinds(model: Codec) -> tuple[str, str]:
     return model.config.encoder_activation, model.config.decoder_activation
 
 
@@ -209,7 +209,7 @@ def _fill_decoder(
 
 
 def fit_densities(
-    model: FactorizedPrior | ScaleHyperprior,
+    model: Codec,
     crops: Tensor,
     *,
     steps: int = 300,
@@ -249,12 +249,18 @@ def fit_densities(
     return float(loss.detach())
 
 
+def sample(data: WiderCrops) -> Tensor:
+    """Return the crops (16, 3, 192, 192) in [0, 1] that statistics are taken of."""
+    return data.wider(crop=192, batch=16).batch(0).float() / 255
+
+
 def prepare(
-    model: FactorizedPrior | ScaleHyperprior,
+    model: Codec,
     data: WiderCrops,
     config: TrainConfig,
     *,
     fresh: bool,
+    say: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Give a model the start that the config asks for, or fit a warm one's densities.
 
@@ -264,8 +270,9 @@ def prepare(
     pca = fresh and config.model.start == "pca"
     if fresh and not pca:
         return
-    device = next(model.parameters()).device
-    wide = data.wider(crop=192, batch=16).batch(0).to(device).float() / 255
+    crops = sample(data).to(next(model.parameters()).device)
     if pca:
-        pca_start(model, wide, lmbda=config.loss.lmbda)
-    fit_densities(model, wide)
+        say("starting as a block transform of the photos' principal components")
+        pca_start(model, crops, lmbda=config.loss.lmbda)
+    say("fitting the entropy model to the photos")
+    fit_densities(model, crops)

@@ -21,6 +21,7 @@ Curve = list[tuple[float, float]]
 Curves = dict[str, Curve]
 
 METRICS = {"psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
+DIGITS = {"psnr": 2, "ms_ssim": 4}
 
 
 def evaluated(files: Sequence[Path], metric: str) -> Curves:
@@ -67,7 +68,7 @@ def gap(anchor: Curve, bpp: float, quality: float) -> float | None:
 
 def table(curves: Curves, anchors: Curves, metric: str) -> str:
     """Return the points, their distance to the first anchor at equal rate, and BD-rates."""
-    first = next(iter(anchors.values()), [])
+    first, digits = next(iter(anchors.values()), []), DIGITS[metric]
     lines = [
         f"| model | bpp | {METRICS[metric]} | at equal rate | BD-rate |",
         "|---|---|---|---|---|",
@@ -76,8 +77,8 @@ def table(curves: Curves, anchors: Curves, metric: str) -> str:
         delta = "" if metric != "psnr" else _delta(first, points)
         for i, (bpp, quality) in enumerate(points):
             distance = gap(first, bpp, quality) if first else None
-            told = "" if distance is None else f"{distance:+.2f}"
-            cells = (name, f"{bpp:.4f}", f"{quality:.4f}"[:6], told, delta if i == 0 else "")
+            told = "" if distance is None else f"{distance:+.{digits}f}"
+            cells = (name, f"{bpp:.4f}", f"{quality:.{digits}f}", told, delta if i == 0 else "")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -122,13 +123,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--most", type=float, default=1.2, help="greatest rate of the plot, bpp")
     parser.add_argument("-o", "--output", type=Path, help="picture: .png, .svg or .pdf")
     options = parser.parse_args(arguments)
-    curves = evaluated(options.evaluations, options.metric)
     anchors: Curves = {}
-    if options.anchors:
-        anchors = published(options.anchors, options.anchor, options.metric)
+    try:
+        curves = evaluated(options.evaluations, options.metric)
+        if options.anchors:
+            anchors = published(options.anchors, options.anchor, options.metric)
+    except ConfigError as error:
+        parser.error(str(error))
     print(table(curves, anchors, options.metric))  # noqa: T201
     if options.output:
-        plot(curves, anchors, options.metric, options.output, most=options.most)
+        try:
+            plot(curves, anchors, options.metric, options.output, most=options.most)
+        except ModuleNotFoundError as error:
+            parser.error(f"-o needs {error.name}, which is not installed; pip install {error.name}")
 
 
 if __name__ == "__main__":
