@@ -31,15 +31,19 @@ CODEC_LAYERS = (
 )
 TRAINERS_LAYERS = (
     ("sections",),
-    ("config", "schedules", "files", "photos", "workers", "crop_manifest", "curves"),
+    ("objective_options",),
+    ("config", "schedules", "gamma", "files", "photos", "workers", "crop_manifest", "curves"),
+    ("recipes", "cautious", "gamma_plot", "groups", "search_space", "studies"),
     ("losses", "optimizers", "data", "prepare", "precision", "guard", "ema", "stopping"),
-    ("recipes", "models"),
+    ("models", "steps", "balance", "tasks"),
     (
-        "objective", "start", "replacement", "scope", "qat",
+        "objective", "start", "replacement", "scope", "qat", "spectral", "inter_scale",
         "checkpoints", "validation", "trackers", "reconstructions",
     ),
+    ("balanced",),
     ("loop",),
     ("runs",),
+    ("sweep", "analysis"),
 )  # fmt: skip
 TORCH_MODULES = ("lic.codec.models", "lic.codec.backends.torch_")
 SLOW = ("torch", "onnxruntime", "numpy", "PIL", "rich", "onnx", "lightning_fabric")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lic.cli.train import starting_model
+from lic.cli.training import starting_model
 from lic.cli.weights import default_name
 from lic.codec.backends.torch_backend import load_model
 from lic.codec.bundle import Bundle
@@ -270,11 +270,11 @@ def test_a_file_with_some_adaptive_vectors_is_refused(
 def test_hpcm_cannot_be_trained_yet(hpcm_file: Path, tiny_hpcm_bundle: Path) -> None:
     for init in (hpcm_file, tiny_hpcm_bundle):
         with pytest.raises(ConfigError, match="is hpcm; this command trains bmshj2018") as caught:
-            starting_model(TrainConfig(), {}, init)
+            starting_model(TrainConfig(), {}, init, "bmshj2018")
         assert str(init) in str(caught.value)
 
 
 def test_a_hyperprior_can(hyperprior_file: Path) -> None:
-    model, config = starting_model(TrainConfig(), {}, hyperprior_file)
+    model, config = starting_model(TrainConfig(), {}, hyperprior_file, "bmshj2018")
     assert isinstance(model, ScaleHyperprior)
     assert config.model.arch == "hyperprior"

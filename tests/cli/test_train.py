@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lic.cli.train import starting_model
+from lic.cli.training import starting_model
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError
 from lic.codec.models import FactorizedConfig, FactorizedPrior
@@ -287,26 +287,29 @@ def test_options_that_contradict_init_are_refused(tiny_bundle: Path) -> None:
         ({"arch": "hyperprior"}, "--arch is hyperprior"),
     ):
         with pytest.raises(ConfigError, match=option) as caught:
-            starting_model(TrainConfig().updated(given), given, tiny_bundle)
+            starting_model(TrainConfig().updated(given), given, tiny_bundle, "bmshj2018")
         assert str(tiny_bundle) in str(caught.value)
-    model, config = starting_model(TrainConfig(), {"act": "relu"}, tiny_bundle)
+    model, config = starting_model(TrainConfig(), {"act": "relu"}, tiny_bundle, "bmshj2018")
     assert (model.config.N, config.activation.act) == (8, "relu")
 
 
 def test_without_init_a_model_is_small_and_relu() -> None:
-    config = starting_model(recipes.bmshj2018(), {}, None)[0].config
+    config: Any = starting_model(recipes.bmshj2018(), {}, None, "bmshj2018")[0].config
     assert (config.N, config.M, config.decoder_activation) == (64, 96, "relu")
 
 
 def test_act_says_what_the_normalisations_of_a_foreign_checkpoint_are(gdn_file: Path) -> None:
     for act in ("gdn", "igdn1"):
         given = {"act": act}
-        model, config = starting_model(TrainConfig().updated(given), given, gdn_file)
-        assert model.config.decoder_activation == config.activation.act == act
+        wanted = TrainConfig().updated(given)
+        model, config = starting_model(wanted, given, gdn_file, "bmshj2018")
+        own: Any = model.config
+        assert own.decoder_activation == config.activation.act == act
     with pytest.raises(ConfigError, match="--act is relu"):
-        starting_model(TrainConfig(), {"act": "relu"}, gdn_file)
+        starting_model(TrainConfig(), {"act": "relu"}, gdn_file, "bmshj2018")
     from_file = TrainConfig().updated({"act": "igdn1"})
-    assert starting_model(from_file, {}, gdn_file)[0].config.encoder_activation == "igdn1"
+    own = starting_model(from_file, {}, gdn_file, "bmshj2018")[0].config
+    assert own.encoder_activation == "igdn1"
 
 
 def test_a_folder_that_cannot_be_written_ends_before_the_first_step(

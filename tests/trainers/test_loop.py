@@ -67,7 +67,7 @@ def begin(
     *,
     model: Any = None,
     device: str = "cpu",
-    replaces: bool = False,
+    command: str = "bmshj2018",
     notes: list[str] | None = None,
 ) -> Trainer:
     config = BASE.updated(changed or {})
@@ -75,7 +75,7 @@ def begin(
     say = notes.append if notes is not None else lambda _: None
     return start(
         model or tiny(), config, place, open_fabric(config, place), say,
-        fresh=not replaces, replaces=replaces,
+        fresh=command != "relu", command=command,
     )  # fmt: skip
 
 
@@ -85,12 +85,17 @@ def again(
     given: dict[str, Any] | None = None,
     device: str = "cpu",
     *,
-    replaces: bool = False,
+    command: str = "bmshj2018",
 ) -> Trainer:
     place = Place(images=photos, folder=folder, device=device)
-    state = last_state(folder, given or {}, lambda _: None, replaces=replaces)
+    state = last_state(folder, given or {}, lambda _: None, command=command)
     config = TrainConfig.from_dict(state["config"])
     return resume(state, place, open_fabric(config, place), lambda _: None)
+
+
+def bare(run: Trainer) -> Any:
+    """Return the model, whatever it is."""
+    return run.bare
 
 
 def quiet(_: dict[str, float]) -> None:
@@ -272,7 +277,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
     def poison(values: dict[str, float]) -> None:
         if values["step"] == 12:
             with torch.no_grad():
-                next(run.bare.g_s.parameters()).fill_(float("nan"))
+                next(bare(run).g_s.parameters()).fill_(float("nan"))
 
     with pytest.raises(TrainingError, match=r"step 12: g_s.* is not finite"):
         run.run(poison)
@@ -287,7 +292,7 @@ def test_an_outsized_layer_is_named_with_the_step_and_the_batch(
     def grow(values: dict[str, float]) -> None:
         if values["step"] == 8:
             with torch.no_grad():
-                run.bare.g_a[2].weight.mul_(1e6)  # type: ignore[operator]
+                bare(run).g_a[2].weight.mul_(1e6)
 
     with pytest.raises(TrainingError, match=r"step 8: g_a.2 \(Conv2d\) gave .* on batch 8"):
         run.run(grow)
@@ -392,7 +397,7 @@ def test_clipping_bounds_what_a_step_moves(tmp_path: Path, photos: Path) -> None
     """Behind Adam a clip hides, so the transforms' gradients are looked at themselves."""
     run = begin(tmp_path, photos, {"steps": 1, "max_grad_norm": 0.01})
     run.run(quiet)
-    transforms = (*run.bare.g_a.parameters(), *run.bare.g_s.parameters())
+    transforms = (*bare(run).g_a.parameters(), *bare(run).g_s.parameters())
     norm = torch.nn.utils.get_total_norm([p.grad for p in transforms if p.grad is not None])
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
     assert metrics(tmp_path)[0]["grad_norm"] > 0.02
@@ -481,18 +486,18 @@ def test_replacement_trains_and_comes_back(
         "steps": 4, "checkpoint_every": 2,
     }  # fmt: skip
     notes: list[str] = []
-    run = begin(tmp_path, photos, options, model=model, replaces=True, notes=notes)
-    frozen = run.bare.g_s[0].weight.detach().clone()  # type: ignore[operator]
+    run = begin(tmp_path, photos, options, model=model, command="relu", notes=notes)
+    frozen = bare(run).g_s[0].weight.detach().clone()
     run.run(quiet)
-    assert torch.equal(run.bare.g_s[0].weight, frozen)  # type: ignore[arg-type]
+    assert torch.equal(bare(run).g_s[0].weight, frozen)
     model, _ = load_model(tmp_path)
     assert (model.config.encoder_activation, model.config.decoder_activation) == (act, "gdn")
-    assert again(tmp_path, photos, replaces=True).step == 4
+    assert again(tmp_path, photos, command="relu").step == 4
     with pytest.raises(ConfigError, match="is a run of lic train relu; resume it by that"):
         again(tmp_path, photos)
     learning = {
         n
-        for n, p in again(tmp_path, photos, replaces=True).bare.named_parameters()
+        for n, p in again(tmp_path, photos, command="relu").bare.named_parameters()
         if p.requires_grad
     }
     assert learning == {n for n, p in run.bare.named_parameters() if p.requires_grad}
@@ -503,9 +508,9 @@ def test_a_loss_without_rate_leaves_the_entropy_model_and_says_so(
 ) -> None:
     notes: list[str] = []
     run = begin(tmp_path, photos, {"loss": "recon", "steps": 2}, notes=notes)
-    before = {k: v.clone() for k, v in run.bare.entropy_bottleneck.state_dict().items()}
+    before = {k: v.clone() for k, v in bare(run).entropy_bottleneck.state_dict().items()}
     run.run(quiet)
-    assert_identical(dict(run.bare.entropy_bottleneck.state_dict()), before)
+    assert_identical(dict(bare(run).entropy_bottleneck.state_dict()), before)
     assert any(note.startswith("no rate in the loss: entropy_bottleneck") for note in notes)
 
 

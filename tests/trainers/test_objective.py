@@ -13,7 +13,12 @@ from lic.trainers.config import LossConfig
 from lic.trainers.losses import Terms, terms_of
 from lic.trainers.objective import build_objective, no_rate_note, unreached
 
-VALUES = Terms(*(torch.tensor(value) for value in (0.75, 0.002, 0.03, 0.9)))
+VALUES = Terms(
+    bpp=torch.tensor(0.75),
+    mse=torch.tensor(0.002),
+    l1=torch.tensor(0.03),
+    ms_ssim=torch.tensor(0.9),
+)
 
 
 def factorized() -> FactorizedPrior:

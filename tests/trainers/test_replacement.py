@@ -16,7 +16,7 @@ from lic.codec.models import (
 from lic.codec.models.blocks import GDN
 from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 from lic.trainers.config import ActivationConfig, ReplacementConfig
-from lic.trainers.models import Codec, gain_of
+from lic.trainers.models import Balle2018, gain_of
 from lic.trainers.replacement import Replaced, replace_activations
 from lic.trainers.start import pca_start
 
@@ -24,11 +24,11 @@ NUMBERS = (1, 3, 5)
 SIDES = {"encoder": ("g_a",), "decoder": ("g_s",), "all": ("g_a", "g_s")}
 
 
-def build(crops: Tensor, act: Any = "gdn", arch: str = "factorized") -> Codec:
+def build(crops: Tensor, act: Any = "gdn", arch: str = "factorized") -> Balle2018:
     """Return a small model whose non-linearities do much: gains from 0.3 to 2."""
     torch.manual_seed(0)
     options: Any = {"N": 16, "M": 16, "encoder_activation": act, "decoder_activation": act}
-    model: Codec = (
+    model: Balle2018 = (
         FactorizedPrior(FactorizedConfig(**options))
         if arch == "factorized"
         else ScaleHyperprior(HyperpriorConfig(**options))
@@ -45,7 +45,7 @@ def build(crops: Tensor, act: Any = "gdn", arch: str = "factorized") -> Codec:
 
 
 def swap(
-    model: Codec,
+    model: Balle2018,
     crops: Tensor,
     act: str,
     parts: str = "all",
@@ -59,7 +59,7 @@ def swap(
 
 
 @torch.no_grad()
-def errors(model: Codec, wanted: Codec, x: Tensor) -> tuple[float, float]:
+def errors(model: Balle2018, wanted: Balle2018, x: Tensor) -> tuple[float, float]:
     """Return the errors of latents and pictures against another model's, 1 for no relation."""
     y, x_hat = wanted.analyze(x), wanted(x).x_hat
     latents = F.mse_loss(model.analyze(x), y) / y.var()

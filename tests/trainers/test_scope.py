@@ -12,14 +12,14 @@ from lic.codec.models import (
 )
 from lic.codec.models.blocks import Activation
 from lic.trainers.config import ReplacementConfig
-from lic.trainers.models import Codec
+from lic.trainers.models import Balle2018
 from lic.trainers.scope import apply_scope
 
 ENCODER = ["g_a.1", "g_a.3", "g_a.5"]
 BOTH = [*ENCODER, "g_s.1", "g_s.3", "g_s.5"]
 
 
-def build(arch: str, act: Activation) -> Codec:
+def build(arch: str, act: Activation) -> Balle2018:
     torch.manual_seed(0)
     options = {"N": 4, "M": 4, "encoder_activation": act, "decoder_activation": act}
     if arch == "factorized":
@@ -27,7 +27,7 @@ def build(arch: str, act: Activation) -> Codec:
     return ScaleHyperprior(HyperpriorConfig(**options))  # type: ignore[arg-type]
 
 
-def changed(model: Codec) -> set[str]:
+def changed(model: Balle2018) -> set[str]:
     """Return the modules that one training step of everything that learns changes."""
     before = {k: v.detach().clone() for k, v in model.named_parameters()}
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -1,7 +1,7 @@
 """The dataclasses of `lic.trainers.config` as options of a command."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,9 @@ _PANELS = {
     "model": "Model", "activation": "Non-linearities", "replacement": "Replacement",
     "run": "Length", "data": "Data", "loss": "Loss", "optimizer": "Optimisation",
     "precision": "Precision", "qat": "Quantisation-aware training", "watch": "Watching",
-    "checkpoint": "Checkpoints", "bundle": "Bundle",
+    "checkpoint": "Checkpoints", "bundle": "Bundle", "objective": "Objective",
+    "gamma": "Forgetting of task weights", "spectral": "Spectral regularisation",
+    "finetune": "Layers",
 }  # fmt: skip
 
 
@@ -41,12 +43,12 @@ class SectionedCommand(TyperCommand):
 
 
 def with_config(
-    recipe: TrainConfig, sections: Sequence[str], shared: type
+    recipe: TrainConfig, sections: Sequence[str], shared: type, *, omit: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of `sections` and those that `shared` is made of.
 
     The command gets `given`, what of the sections was asked for by name, and `run`, a `shared`.
-    Help shows the recipe's values as defaults.
+    Help shows the recipe's values as defaults. `omit` names options that mean nothing to it.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,6 +58,7 @@ def with_config(
             item.name: _parameter(recipe, name, item)
             for name in sections
             for item in fields(SECTIONS[name])
+            if item.name not in omit
         }
 
         def call(**arguments: Any) -> None:

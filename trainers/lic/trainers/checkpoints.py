@@ -34,6 +34,9 @@ ENTRIES: Final = {
     "schedule": "state of the learning rates' schedule",
     "objective": "state of what makes one number of the loss terms",
     "metrics": "last values by name, floats; the run's best_metric ranks by them",
+    "stopping": "least bits of the scales, and which have stopped",
+    "inter_scale": "state dict of what aligns scales; empty without --inter-scale-reg",
+    "skips": "how many steps were skipped, in all and in a row",
     "since_line": "sums, by name, and steps since the last line of metrics",
     "facts": "what the run holds to when it goes on: photos, processes, replaced modules",
     "elapsed": "seconds of training",
@@ -251,7 +254,7 @@ def load_model(
     try:
         model = _model(state, str(file))
         loss = config.get("loss", {})
-        own = {"lmbda": loss["lmbda"]} if loss.get("loss") == "mse" else {}
+        own = {"lmbda": loss["lmbda"]} if loss.get("loss") in ("mse", "ms-ssim") else {}
     # What a state dict of other things than tensors runs into depends on what it holds.
     except (LicError, RuntimeError, AttributeError, TypeError, KeyError) as error:
         raise TrainingError(f"{file}: not a training checkpoint of lic ({error})") from None

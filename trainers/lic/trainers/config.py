@@ -5,11 +5,21 @@ that an option is written down once. No torch here: `lic train --help` reads thi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from lic.codec.errors import ConfigError
-from lic.trainers.sections import Section, option, option_name
+from lic.trainers.objective_options import (
+    FinetuneConfig,
+    GammaConfig,
+    ObjectiveConfig,
+    SpectralConfig,
+)
+from lic.trainers.sections import Section, numbers, option, option_name
+
+HPCM_SIZES = ("base", "large", "phi", "tiny")
+# Of models from elsewhere that have widths of their own.
+CUSTOM = "custom"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +27,35 @@ class ModelConfig(Section):
     """What a model trained from scratch is."""
 
     arch: str = option(
-        "factorized", "Model of Balle et al. 2018.", choices=("factorized", "hyperprior")
+        "factorized",
+        "Model of Balle et al. 2018, or HPCM.",
+        choices=("factorized", "hyperprior", "hpcm"),
     )
     size: str = option(
         "lite",
-        "lite, or a quality 1 to 8 of CompressAI (1 to 5: N = 128, M = 192; 6 to 8: 192, 320).",
-        choices=("lite", *"12345678"),
+        "lite, or a quality 1 to 8 of CompressAI (1 to 5: N = 128, M = 192; 6 to 8: 192, 320); "
+        "of HPCM base, large, phi or tiny; custom: that of --init.",
+        choices=("lite", *"12345678", *HPCM_SIZES, CUSTOM),
+    )
+    placement: str = option(
+        "upstream",
+        "HPCM: where the second scale gets its hyper parameters: upstream, as the published "
+        "models, or corrected, at their own sites.",
+        choices=("upstream", "corrected"),
     )
     start: str = option(
         "pca",
         "pca starts the transforms as a block transform of the photos' principal components.",
         choices=("pca", "random"),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size != CUSTOM and (self.arch == "hpcm") != (self.size in HPCM_SIZES):
+            raise ConfigError(
+                f"--size is {self.size} and --arch {self.arch}; expected one of "
+                f"{', '.join(HPCM_SIZES)} for hpcm, and lite or 1 to 8 for the others"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +123,7 @@ class DataConfig(Section):
     )
     crop: int = option(128, "Side of a random crop in pixels.", least=16, multiple=16)
     batch: int = option(8, "Crops per step and process.", least=1)
+    flip_vertical: bool = option(False, "Also mirror crops upside down at random.")
     prefix: tuple[str, ...] = option((), "Use only photos whose name starts so; repeatable.")
     workers: int = option(0, "Processes that prepare batches ahead; 0: none.", least=0, most=256)
     cache_mib: int = option(
@@ -118,10 +146,10 @@ class LossConfig(Section):
     loss: str = option(
         "mse",
         "mse: bpp + lmbda 255^2 MSE; recon: alpha L1 + (1 - alpha)(1 - MS-SSIM); rd: recon + "
-        "lambda-bpp bpp.",
-        choices=("mse", "recon", "rd"),
+        "lambda-bpp bpp; ms-ssim: bpp + lmbda (1 - MS-SSIM).",
+        choices=("mse", "ms-ssim", "recon", "rd"),
     )
-    lmbda: float = option(0.013, "Weight of the distortion of --loss mse.", above=0)
+    lmbda: float = option(0.013, "Weight of the distortion of --loss mse and ms-ssim.", above=0)
     alpha_l1: float = option(0.4, "Share of L1 in --loss recon and rd.", least=0, most=1)
     lambda_bpp: float = option(0.01, "Weight of the rate of --loss rd.", least=0)
 
@@ -158,22 +186,35 @@ class OptimizerConfig(Section):
     optimizer: str = option(
         "soap",
         "Of the transforms. soap and muon are second order: fewer steps, dearer ones.",
-        choices=("adam", "adamw", "soap", "muon"),
+        choices=("adam", "adamw", "cautious-adam", "soap", "muon"),
     )
     lr: float = option(1e-3, "Peak learning rate of the transforms.", above=0)
     entropy_lr: float = option(3e-3, "Peak learning rate of the entropy model.", above=0)
     weight_decay: float = option(0.0, "Decoupled weight decay (adamw, soap, muon).", least=0)
     schedule: str = option(
         "cosine",
-        "Of the learning rates. onecycle moves per step; plateau follows validation.",
-        choices=("none", "cosine", "onecycle", "plateau"),
+        "Of the learning rates. onecycle moves per step; plateau follows validation; milestones "
+        "is that of the published HPCM.",
+        choices=("none", "cosine", "onecycle", "plateau", "milestones"),
     )
+    milestones: str = option(
+        "2750,2850,2950", "milestones: epochs of 3,000 at which the rate changes.",
+        count=(1, 2, 3, 4, 5, 6), least=0,
+    )  # fmt: skip
+    milestone_factors: str = option(
+        "0.3,0.1,0.01", "milestones: shares of the peak from there on.",
+        count=(1, 2, 3, 4, 5, 6), above=0, most=1,
+    )  # fmt: skip
     final_lr_fraction: float = option(0.01, "End of cosine and onecycle.", least=0, most=1)
     onecycle_pct_start: float = option(0.3, "Share of the rise.", above=0, below=1)
     plateau_patience: int = option(5, "Validations without gain before a cut.", least=0)
     plateau_factor: float = option(0.5, "Factor of a cut.", above=0, below=1)
     lr_warmup_steps: int = option(100, "Linear rise at the start.", least=0)
     max_grad_norm: float = option(1.0, "Clip of the gradient's norm; 0 = off.", least=0)
+    skip_nonfinite: int = option(
+        0, "Skip batches whose loss or gradient is not finite, until as many come in a row; 0: "
+        "stop at the first.", least=0,
+    )  # fmt: skip
     ema: float = option(0.999, "Decay of averaged weights; 0 = off.", least=0, below=1)
     eb_aux: bool = option(
         False,
@@ -185,6 +226,15 @@ class OptimizerConfig(Section):
         False, "Stop at the first NaN, infinite or outsized value of any layer's output."
     )
     overflow_tol: float = option(1e4, "What counts as outsized.", above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places, factors = numbers(self.milestones), numbers(self.milestone_factors)
+        if len(places) != len(factors) or list(places) != sorted(places):
+            raise ConfigError(
+                f"--milestones is {self.milestones} and --milestone-factors "
+                f"{self.milestone_factors}; expected as many of both, milestones rising"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +292,7 @@ class RunConfig(Section):
     steps: int = option(20_000, "Optimiser steps.", least=1)
     epochs: int = option(0, "Passes over the photos instead of --steps; 0: --steps.", least=0)
     seed: int = option(0, "Of weights, crops and noise.", least=0, below=2**31)
+    compile: bool = option(False, "Compile the networks (torch.compile); slow to start.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +313,10 @@ SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig,
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
+    "objective": ObjectiveConfig,
+    "gamma": GammaConfig,
+    "spectral": SpectralConfig,
+    "finetune": FinetuneConfig,
     "precision": PrecisionConfig,
     "qat": QatConfig,
     "watch": WatchConfig,
@@ -281,6 +336,10 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    gamma: GammaConfig = field(default_factory=GammaConfig)
+    spectral: SpectralConfig = field(default_factory=SpectralConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     precision: PrecisionConfig = PrecisionConfig()
     qat: QatConfig = QatConfig()
     watch: WatchConfig = WatchConfig()

@@ -202,7 +202,11 @@ class TrainingData:
         top = int(rng.integers(photo.shape[0] - self.height + 1))
         left = int(rng.integers(photo.shape[1] - self.width + 1))
         window = photo[top : top + self.height, left : left + self.width]
-        return window[:, ::-1] if rng.random() < 0.5 else window
+        if rng.random() < 0.5:
+            window = window[:, ::-1]
+        if self.config.flip_vertical and rng.random() < 0.5:
+            window = window[::-1]
+        return window
 
     def _load(self, path: Path) -> NDArray[np.uint8] | None:
         """Return pixels (H, W, C), or None for a photo that is of no use."""

@@ -4,6 +4,7 @@ Shapes: B batch of one process, S crop side.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,28 +13,41 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from lic.codec.errors import OutputError, TrainingError
+from lic.codec.models.bmshj2018 import Latents
 from lic.codec.models.noise import noise_shard
+from lic.trainers.balanced import MinNorm
 from lic.trainers.checkpoints import CheckpointManager
 from lic.trainers.config import TrainConfig
 from lic.trainers.data import TrainingData
 from lic.trainers.ema import Ema
+from lic.trainers.groups import SCALES, Plan, ScaleStopping
 from lic.trainers.guard import ForwardGuard, check_gradients
-from lic.trainers.losses import terms_of
-from lic.trainers.models import Codec
+from lic.trainers.inter_scale import InterScale
+from lic.trainers.losses import Terms, terms_of
+from lic.trainers.models import Balle2018, Codec
 from lic.trainers.objective import Objective
-from lic.trainers.optimizers import build_optimizers
+from lic.trainers.optimizers import NamedOptimizer, build_optimizers
 from lic.trainers.qat import Qat
 from lic.trainers.reconstructions import Reconstructions
 from lic.trainers.schedules import build_schedule
+from lic.trainers.spectral import Curriculum
+from lic.trainers.steps import Skips, unchanged_buffers
 from lic.trainers.stopping import Interrupted, peers_told_apart, stopped_by_signals
+from lic.trainers.tasks import ScaleRates
 from lic.trainers.trackers import Tracker
 from lic.trainers.validation import validate
 
 Values = dict[str, float]
 Report = Callable[[Values], None]
+
+
+def run_length(config: TrainConfig, data: TrainingData, processes: int) -> tuple[int, int]:
+    """Return the steps of a run and those of one epoch of it."""
+    epoch = data.steps_per_epoch(processes)
+    return config.run.epochs * epoch or config.run.steps, epoch
 
 
 class Trainer:
@@ -81,16 +95,23 @@ class Trainer:
         self.step = 0
         self.elapsed = 0.0
         self.say = say
+        self._several = fabric.world_size > 1
+        self._by_task = isinstance(objective, MinNorm)
         self.checkpoints = CheckpointManager(folder, config.checkpoint, say)
         self.reconstructions = Reconstructions(folder, config.watch.recon_count, say=say)
-        self.epoch_steps = data.steps_per_epoch(fabric.world_size)
-        self.steps = config.run.epochs * self.epoch_steps or config.run.steps
+        self.steps, self.epoch_steps = run_length(config, data, fabric.world_size)
         moved = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.bare: Codec = moved.to(fabric.device)
         # After the move, so that averages lie on the device of what they average.
         self.ema = Ema(self.bare, config.optimizer.ema)
-        self.optimizers = build_optimizers(self.bare, config.optimizer)
+        self.plan = Plan(self.bare, config.finetune, self.steps)
+        self.stopping = ScaleStopping(config.finetune.scale_patience)
+        self.optimizers = build_optimizers(self.bare, config.optimizer, self.plan.factor)
+        self.curriculum = Curriculum(config.spectral)
+        self.inter_scale = self._inter_scale()
         self.schedule = build_schedule(config.optimizer, self.steps)
+        self.scale_bits = ScaleRates(cast(Any, self.bare)) if objective.splits else None
+        self.skips = Skips(config.optimizer.skip_nonfinite)
         self.guard = (
             ForwardGuard(self.bare, config.optimizer.overflow_tol)
             if config.optimizer.overflow_check
@@ -111,10 +132,23 @@ class Trainer:
         ignored = [name for name, _ in self.bare.named_parameters() if name.endswith("quantiles")]
         vars(self.bare)["_ddp_params_and_buffers_to_ignore"] = ignored
         self.model: Any
+        compiled = self.config.run.compile
+        learner = cast(nn.Module, torch.compile(self.bare)) if compiled else self.bare
         self.model, *wrapped = self.fabric.setup(
-            self.bare, *(named.optimizer for named in self.optimizers)
+            learner, *(named.optimizer for named in self.optimizers)
         )
         self._wrapped = dict(zip((named.name for named in self.optimizers), wrapped, strict=True))
+
+    def _inter_scale(self) -> InterScale | None:
+        """Return the term between scales, its alignment among the optimisers."""
+        if not self.config.spectral.inter_scale_reg:
+            return None
+        term = InterScale(self.config.spectral, self.bare.config.M).to(self.fabric.device)
+        learning = list(term.parameters())
+        if learning:
+            adam = torch.optim.Adam(learning, lr=self.config.spectral.align_lr)
+            self.optimizers.append(NamedOptimizer("align", adam))
+        return term
 
     def run(self, report: Report) -> None:
         """Train from the present step to the last; checkpoints on the way and at the end.
@@ -191,26 +225,121 @@ class Trainer:
         if self.qat:
             self.qat.at_step(self.step, self.steps)
         self._set_rates()
-        # The noise depends on the step alone, so that a resumed run repeats it.
+        epoch = self.step / self.epoch_steps
+        shown, target = self.curriculum.pair(x, epoch)
+        terms, latents = self._forward(shown, target)
+        loss = self.objective.loss(terms, self.step)
+        extra, told = self._extra(latents, epoch)
+        for optimizer in self._wrapped.values():
+            optimizer.zero_grad()
+        if not self._usable(loss):
+            if not self.skips.allowed:
+                self._refuse(loss, terms)
+            return self._skip(f"a loss of {loss.item()}")
+        self._backward(loss if extra is None else loss + extra, terms)
+        self._share_alignment()
+        self._learn_quantiles()
+        self.plan.hold(self.step, self.bare, self.stopping.stopped())
+        norm = self._clip()
+        if self.config.precision.amp != "fp16":
+            if self.skips.allowed and not torch.isfinite(norm):
+                return self._skip(f"a gradient's norm of {norm.item()}")
+            check_gradients(norm, self.step)
+        self._move()
+        self.ema.update(self.bare, self.step)
+        self.skips.taken()
+        if self.objective.looks_again(self.step):
+            self._look_again(shown, target)
+        device = self.fabric.device
+        own = self.objective.values().items()
+        told |= {name: torch.as_tensor(value, device=device) for name, value in own}
+        # What can be compared between objectives is the plain sum.
+        shown = told.pop("loss", loss.detach())
+        return {"loss": shown, "grad_norm": norm, **terms.detached(), **told}
+
+    def _forward(self, x: Tensor, target: Tensor) -> tuple[Terms, Latents | None]:
+        """Return the terms of a batch (B, 3, S, S), with the noise of the present step.
+
+        Args:
+            x: what the model gets.
+            target: what its output is compared with.
+        """
+        # The noise depends on the step alone, so that a resumed run, and a second look, repeat it.
         torch.manual_seed(hash((self.config.run.seed, self.step)) & 0x7FFFFFFF)
-        with noise_shard(self.fabric.global_rank, self.fabric.world_size):
+        with (
+            noise_shard(self.fabric.global_rank, self.fabric.world_size),
+            # Gradients by task are taken one by one, and averaged by hand.
+            self.fabric.no_backward_sync(self.model, enabled=self._by_task and self._several),
+        ):
             output = self.model(x)
         if self.guard:
             self.guard.check(self.step, self._describe())
-        terms = terms_of(output, x, self.config.loss)
-        loss = self.objective.loss(terms, self.step)
-        if not torch.isfinite(loss):
-            self._refuse(loss, terms)
+        terms = terms_of(output, target, self.config.loss, self.scale_bits)
+        return terms, output.latents
+
+    def _extra(
+        self, latents: Latents | None, epoch: float
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Return what is added to the loss, and what to tell of the regularisation."""
+        told: dict[str, Tensor] = {}
+        tau = self.curriculum.tau(epoch)
+        if self.config.spectral.spectral_reg:
+            told["tau"] = torch.tensor(math.inf if tau is None else tau, device=self.fabric.device)
+        if self.inter_scale is None or not self.inter_scale.active(epoch):
+            return None, told
+        assert latents is not None
+        term = self.inter_scale(*latents)
+        align = self.inter_scale.align_loss(latents.y_hat)
+        told |= {"inter_scale": term.detach(), "align": align.detach()}
+        return self.objective.extra_weight * term + align, told
+
+    def _share_alignment(self) -> None:
+        """Average the gradients of the alignment, which is no part of the model, over processes."""
+        if self.inter_scale is None or not self._several:
+            return
+        for parameter in self.inter_scale.parameters():
+            if parameter.grad is not None:
+                parameter.grad = cast(Tensor, self.fabric.all_reduce(parameter.grad))
+
+    @torch.no_grad()
+    def _look_again(self, x: Tensor, target: Tensor) -> None:
+        """Show the objective what the step did to the same batch; nothing else is changed by it."""
+        devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), unchanged_buffers(self.bare):
+            self.objective.look(self._forward(x, target)[0], self.step)
+
+    def _usable(self, loss: Tensor) -> bool:
+        """Return whether a loss is finite, in every process where a step can be skipped."""
+        value = loss.detach()
+        if self.skips.allowed and self._several:
+            value = cast(Tensor, self.fabric.all_reduce(value))
+        return bool(torch.isfinite(value))
+
+    def _skip(self, found: str) -> dict[str, Tensor]:
+        """Leave a step out: weights, averages and the objective stay as they are."""
         for optimizer in self._wrapped.values():
             optimizer.zero_grad()
-        self.fabric.backward(loss)
-        norm = self._clip()
-        if self.config.precision.amp != "fp16":
-            check_gradients(norm, self.step)
-        self._learn_quantiles()
-        self._move()
-        self.ema.update(self.bare, self.step)
-        return {"loss": loss.detach(), "grad_norm": norm, **terms.detached()}
+        self.objective.forget()
+        self.skips.add(f"step {self.step}: {found} on {self._describe()}", self.say)
+        return {}
+
+    def _backward(self, loss: Tensor, terms: Terms) -> None:
+        """Fill in the gradients of what learns."""
+        if not isinstance(self.objective, MinNorm):
+            self.fabric.backward(loss)
+            return
+        losses = self.objective.losses(terms)
+        held, stopped = self.plan.frozen_at(self.step), tuple(self.stopping.stopped())
+        learning = [
+            parameter
+            for name, parameter in self.bare.named_parameters()
+            if parameter.requires_grad and name not in held and not name.startswith(stopped)
+        ]
+        gradients = [self._gradients(task, learning) for task in losses]
+        omega = self.objective.weigh_gradients(losses, gradients, self.step).tolist()
+        for parameter, *parts in zip(learning, *gradients, strict=True):
+            found = [w * part for w, part in zip(omega, parts, strict=True) if part is not None]
+            parameter.grad = torch.stack(found).sum(dim=0) if found else None
 
     def _move(self) -> None:
         """Take the step of every optimiser."""
@@ -221,13 +350,23 @@ class Trainer:
             return
         # Fabric would change the scale after each: the next one's gradients have the old one.
         for named in self.optimizers:
-            scaler.step(named.optimizer)
+            # The scaler refuses an optimiser none of whose parameters has a gradient.
+            if any(p.grad is not None for g in named.optimizer.param_groups for p in g["params"]):
+                scaler.step(named.optimizer)
         scaler.update()
+
+    def _gradients(self, loss: Tensor, learning: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the gradients of one task, means over all processes."""
+        found = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
+        if not self._several:
+            return list(found)
+        return [g if g is None else cast(Tensor, self.fabric.all_reduce(g)) for g in found]
 
     def _learn_quantiles(self) -> None:
         """Add the gradient of the quantiles' own loss, which reaches nothing else."""
         if "aux" in self._wrapped:
-            self.fabric.backward(self.bare.entropy_bottleneck.aux_loss())
+            bottleneck = cast(Balle2018, self.bare).entropy_bottleneck
+            self.fabric.backward(bottleneck.aux_loss())
 
     def _set_rates(self) -> None:
         factor = self.schedule.factor(self.step)
@@ -262,8 +401,9 @@ class Trainer:
 
     def _add(self, values: dict[str, Tensor]) -> None:
         """Add what a step gave to the sums that the next line of metrics is made of."""
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
-        self._summed += 1
+        if values:
+            self._sums = {k: self._sums.get(k, 0.0) + v for k, v in values.items()}
+            self._summed += 1
 
     def _log(self, seconds: float, steps: int) -> Values:
         """Return the means since the last line of metrics, and tell the trackers of them.
@@ -277,7 +417,8 @@ class Trainer:
         found = {
             "step": float(self.step),
             "epoch": self.step / self.epoch_steps,
-            **self._over_processes({k: v / self._summed for k, v in self._sums.items()}),
+            **self._means(),
+            **({"skipped": float(self.skips.total)} if self.skips.total else {}),
             "lr": self.optimizers[0].optimizer.param_groups[0]["lr"],
             "seconds_per_step": seconds / steps,
             "images_per_second": images / seconds,
@@ -287,6 +428,12 @@ class Trainer:
         self._metrics.update(found)
         self._track(found)
         return found
+
+    def _means(self) -> Values:
+        """Return what the steps since the last line gave on average; NaN if all were skipped."""
+        if not self._summed:
+            return {"loss": math.nan, "bpp": math.nan}
+        return self._over_processes({k: v / self._summed for k, v in self._sums.items()})
 
     def _over_processes(self, values: dict[str, Tensor]) -> Values:
         """Return the means over all processes; each has seen a share of the batch."""
@@ -330,7 +477,18 @@ class Trainer:
             values = self.fabric.broadcast(values)
         self._metrics.update(values)
         self.schedule.update(values["val_loss"])
+        self.objective.observe(values)
+        self._stop_scales(values)
         self._track(values)
+
+    def _stop_scales(self, values: Values) -> None:
+        """Stop the layers of the scales whose bits no longer fall."""
+        if self.config.finetune.scale_patience:
+            before = self.stopping.stopped()
+            self.stopping.observe({scale: values[f"val_bpp_{scale}"] for scale in SCALES})
+            new = sorted(self.stopping.stopped() - before)
+            if new:
+                self.say(f"step {self.step}: bits no longer fall, stopped {', '.join(new)}")
 
     def _reconstruct(self) -> None:
         every = self.config.watch.recon_every * self.epoch_steps
@@ -374,6 +532,9 @@ class Trainer:
             "qat": self.qat.state_dict() if self.qat else {},
             "facts": self.facts,
             "elapsed": self.elapsed,
+            "skips": self.skips.state_dict(),
+            "stopping": self.stopping.state_dict(),
+            "inter_scale": self.inter_scale.state_dict() if self.inter_scale else {},
             "since_line": {"sums": self._sums, "steps": self._summed},
         }
 
@@ -390,6 +551,10 @@ class Trainer:
             self.qat.load_state_dict(state["qat"])
         self.step = state["step"]
         self.elapsed = state["elapsed"]
+        self.skips.load_state_dict(state["skips"])
+        self.stopping.load_state_dict(state["stopping"])
+        if self.inter_scale:
+            self.inter_scale.load_state_dict(state["inter_scale"])
         since = state["since_line"]
         self._sums = {name: v.to(self.fabric.device) for name, v in since["sums"].items()}
         self._summed = since["steps"]

@@ -4,7 +4,7 @@ Shapes: N batch, C planes, H W pixels.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,9 @@ STABILISERS = (0.01**2, 0.03**2)
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
+ScaleBits = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
 class Terms(NamedTuple):
     """Scalars of one batch; what the loss does not need is None.
 
@@ -30,38 +33,86 @@ class Terms(NamedTuple):
         mse: mean squared error on the scale 0 to 1.
         l1: mean absolute error on the scale 0 to 1.
         ms_ssim: multi-scale structural similarity, 0 to 1.
+        rates: bits per pixel of the parts z, s1, s2, s3.
+        errors: `mse` split by resolution, coarse parts first.
     """
 
     bpp: Tensor
     mse: Tensor
     l1: Tensor | None = None
     ms_ssim: Tensor | None = None
+    rates: dict[str, Tensor] | None = None
+    errors: tuple[Tensor, Tensor, Tensor] | None = None
 
     def detached(self) -> dict[str, Tensor]:
         """Return the terms that were computed, by name, for logs."""
-        found = self._asdict().items()
-        return {name: value.detach() for name, value in found if value is not None}
+        whole = {name: getattr(self, name) for name in ("bpp", "mse", "l1", "ms_ssim")}
+        rates = {f"bpp_{name}": value for name, value in (self.rates or {}).items()}
+        errors = {f"mse_{i}": value for i, value in enumerate(self.errors or (), start=1)}
+        found = {**whole, **rates, **errors}
+        return {name: value.detach() for name, value in found.items() if value is not None}
 
 
-def terms_of(output: Output, x: Tensor, loss: LossConfig) -> Terms:
+def terms_of(
+    output: Output, x: Tensor, loss: LossConfig, scale_bits: ScaleBits | None = None
+) -> Terms:
     """Return the terms of a forward pass on x (N, 3, H, W) in [0, 1], in float32.
 
-    Squared and absolute errors are those of x_hat as it is. MS-SSIM is that of x_hat clamped.
+    Squared and absolute errors are those of x_hat as it is. MS-SSIM is that of x_hat clamped, but
+    with --loss ms-ssim of x_hat as it is, as published models were trained.
+
+    Args:
+        output: of a model.
+        x: what went in.
+        loss: which terms are needed.
+        scale_bits: gives the bits of z, s1, s2, s3 of likelihoods; None: not needed.
 
     Raises:
         ConfigError: pictures too small for MS-SSIM.
     """
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    perceptual = loss.loss != "mse"
+    perceptual = loss.loss in ("recon", "rd")
+    similar = loss.loss == "ms-ssim" or (perceptual and loss.alpha_l1 < 1)
     with torch.autocast(x.device.type, enabled=False):
         x, x_hat = x.float(), output.x_hat.float()
-        rate = bits({name: values.float() for name, values in output.likelihoods.items()})
+        likelihoods = {name: values.float() for name, values in output.likelihoods.items()}
+        rate = bits(likelihoods)
+        parts = scale_bits(likelihoods) if scale_bits else None
         return Terms(
             bpp=rate / pixels,
             mse=F.mse_loss(x_hat, x),
             l1=F.l1_loss(x_hat, x) if perceptual and loss.alpha_l1 > 0 else None,
-            ms_ssim=ms_ssim(x_hat, x) if perceptual and loss.alpha_l1 < 1 else None,
+            ms_ssim=ms_ssim(x_hat, x, clamp=perceptual) if similar else None,
+            rates=parts and {name: value / pixels for name, value in parts.items()},
+            errors=pyramid(x - x_hat) if scale_bits else None,
         )
+
+
+def pyramid(error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean square of an error (B, 3, H, W), split by resolution.
+
+    The parts are those of 4x4 means, of 2x2 means within them, and of pixels within these: the
+    energies of a two-level orthonormal Haar transform. None is negative, and they add up.
+
+    Raises:
+        ConfigError: 4 does not divide H and W.
+    """
+    if error.shape[-2] % 4 or error.shape[-1] % 4:
+        raise ConfigError(
+            f"crops are {error.shape[-1]}x{error.shape[-2]}; expected multiples of 4 to split the "
+            "distortion by resolution"
+        )
+    halves = F.avg_pool2d(error, 2)
+    coarse = F.avg_pool2d(halves, 2)
+    d1 = coarse.square().mean()
+    # As variances within blocks, so that rounding never makes them negative.
+    d2 = (halves - _repeated(coarse)).square().mean()
+    d3 = (error - _repeated(halves)).square().mean()
+    return d1, d2, d3
+
+
+def _repeated(means: Tensor) -> Tensor:
+    return means.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
 
 
 def ms_ssim_scales(side: int) -> int:
@@ -94,13 +145,13 @@ def ms_ssim_note(side: int) -> str:
     )
 
 
-def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
+def ms_ssim(x_hat: Tensor, x: Tensor, *, clamp: bool = True) -> Tensor:
     """Return the mean MS-SSIM (scalar) of x_hat and x (N, 3, H, W), x in [0, 1].
 
-    x_hat is clamped to [0, 1], and where it lay outside it only gets gradients of a loss that pull
-    it back: a plain clamp would leave it there for ever. Values and, inside, gradients are those of
-    pytorch-msssim, which has no form for fewer scales: below 161 pixels those that fit are used,
-    their weights made to add up to one, as in `lic.codec.metrics`.
+    With `clamp` x_hat is clamped to [0, 1], and where it lay outside it only gets gradients of a
+    loss that pull it back: a plain clamp would leave it there for ever. Values and, inside,
+    gradients are those of pytorch-msssim, which has no form for fewer scales: below 161 pixels
+    those that fit are used, their weights made to add up to one, as in `lic.codec.metrics`.
 
     A plane in which no structure is left on some scale (a correlation of zero or less) counts
     zero and gets no gradient.
@@ -109,7 +160,7 @@ def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
         ConfigError: a side below 11 pixels.
     """
     weights = _weights(ms_ssim_scales(min(x.shape[-2:])))
-    a, b = _clamped(x_hat), x
+    a, b = _clamped(x_hat) if clamp else x_hat, x
     window = _window().to(x)
     factors = []
     for scale, weight in enumerate(weights):

@@ -7,20 +7,44 @@ import torch
 from torch import nn
 
 from lic.codec.errors import ConfigError
-from lic.codec.models import FactorizedConfig, FactorizedPrior, HyperpriorConfig, ScaleHyperprior
+from lic.codec.models import (
+    HPCM,
+    FactorizedConfig,
+    FactorizedPrior,
+    HyperpriorConfig,
+    ScaleHyperprior,
+    hpcm_config,
+)
 from lic.codec.models.bmshj2018 import SIZES
 from lic.codec.models.gdnish import DecoderGain, EncoderGain
-from lic.trainers.config import ActivationConfig, TrainConfig
+from lic.codec.models.hpcm_files import hpcm_size
+from lic.trainers.config import CUSTOM, ActivationConfig, TrainConfig
 from lic.trainers.sections import option_name
 
-Codec = FactorizedPrior | ScaleHyperprior
+Balle2018 = FactorizedPrior | ScaleHyperprior
+Codec = Balle2018 | HPCM
 
-ARCHITECTURES = {"factorized": FactorizedPrior.name, "hyperprior": ScaleHyperprior.name}
+ARCHITECTURES = {
+    "factorized": FactorizedPrior.name,
+    "hyperprior": ScaleHyperprior.name,
+    "hpcm": HPCM.name,
+}
+# What each command trains.
+TRAINS = {"bmshj2018": ("factorized", "hyperprior"), "hpcm": ("hpcm",)}
 
 
 def new_model(config: TrainConfig) -> Codec:
-    """Return the untrained model of `config.model` and `config.activation`, random by the seed."""
+    """Return the untrained model of `config.model` and `config.activation`, random by the seed.
+
+    Raises:
+        ConfigError: the size is that of no model with a name.
+    """
+    if config.model.size == CUSTOM:
+        raise ConfigError(f"--size is {CUSTOM}, which only a model of --init can be; name another")
     torch.manual_seed(config.run.seed)
+    if config.model.arch == "hpcm":
+        placement: Any = config.model.placement
+        return HPCM(hpcm_config(config.model.size, placement))
     n, m = SIZES[config.model.size]
     act: Any = config.activation.act
     values: dict[str, Any] = {"N": n, "M": m}
@@ -40,17 +64,16 @@ def gain_of(activation: ActivationConfig, side: str) -> EncoderGain | DecoderGai
     return DecoderGain(k=a.dec_k, gmin=a.dec_gmin, gmax=a.dec_gmax, residual=a.dec_residual)
 
 
-def trainable(model: nn.Module, source: str) -> Codec:
-    """Return a model that the loop can train.
+def trainable(model: nn.Module, source: str, command: str | None = None) -> Codec:
+    """Return a model that the loop, or a command of TRAINS, can train.
 
     Raises:
         ConfigError: another architecture.
     """
-    if not isinstance(model, FactorizedPrior | ScaleHyperprior):
-        raise ConfigError(
-            f"--init {source} is {model.name}; this command trains "
-            f"{' and '.join(ARCHITECTURES.values())}"
-        )
+    kinds = TRAINS[command] if command else tuple(ARCHITECTURES)
+    names = [ARCHITECTURES[kind] for kind in kinds]
+    if not isinstance(model, Codec) or model.name not in names:
+        raise ConfigError(f"--init {source} is {model.name}; expected {' or '.join(names)} here")
     return model
 
 
@@ -68,49 +91,41 @@ def describe(
     Raises:
         ConfigError: the model is another than asked for.
     """
-    own = model.config
-    found = _found(model)
-    told = {
-        **found,
-        "act": f"{own.encoder_activation} in its encoder and {own.decoder_activation} "
-        "in its decoder",
-        "size": f"N = {own.N}, M = {own.M}",
-    }
+    found = _found(model, config)
+    told = {**found, "size": f"N = {model.config.N}, M = {model.config.M}"}
     differing = [k for k, value in given.items() if k in found and found[k] != value]
-    if SIZES.get(given.get("size", ""), (own.N, own.M)) != (own.N, own.M):
-        differing.append("size")
-    if given.get("act", own.decoder_activation) != own.decoder_activation:
-        differing.append("act")
+    if not isinstance(model, HPCM):
+        own = model.config
+        told["act"] = (
+            f"{own.encoder_activation} in its encoder and {own.decoder_activation} in its decoder"
+        )
+        if given.get("act", own.decoder_activation) != own.decoder_activation:
+            differing.append("act")
     if differing:
         name = differing[0]
         raise ConfigError(
             f"{option_name(name)} is {given[name]}, but {source} has {told[name]}; leave out "
             f"{option_name(name)}"
         )
-    return described(model, config).updated(found)
+    return config.updated(found)
 
 
 def described(model: Codec, config: TrainConfig) -> TrainConfig:
-    """Return the config with the architecture and size of a model whose activations will change.
-
-    Widths that have no name leave the size as it is.
-    """
-    widths = (model.config.N, model.config.M)
-    # Several sizes of CompressAI are alike: the one that was asked for comes first.
-    sizes = [name for name in (config.model.size, *SIZES) if SIZES[name] == widths]
-    return config.updated({"arch": _found(model)["arch"], **({"size": sizes[0]} if sizes else {})})
+    """Return the config with the architecture and size of a model whose activations will change."""
+    found = _found(model, config)
+    return config.updated({name: found[name] for name in ("arch", "size")})
 
 
-def _found(model: Codec) -> dict[str, Any]:
-    """Return the options of [model] and [activation] that a model was built by.
-
-    Without its size, which need not be one of those that have a name.
-    """
+def _found(model: Codec, config: TrainConfig) -> dict[str, Any]:
+    """Return the options of [model] and [activation] that a model was built by."""
+    arch = next(key for key, name in ARCHITECTURES.items() if name == model.name)
+    if isinstance(model, HPCM):
+        size = hpcm_size(model.config) or CUSTOM
+        return {"arch": arch, "size": size, "placement": model.config.placement}
     own = model.config
-    values: dict[str, Any] = {
-        "arch": next(key for key, name in ARCHITECTURES.items() if name == model.name),
-        "act": own.encoder_activation,
-    }
+    # Several sizes of CompressAI are alike: the one that was asked for comes first.
+    names = [name for name in (config.model.size, *SIZES) if SIZES.get(name) == (own.N, own.M)]
+    values = {"arch": arch, "size": names[0] if names else CUSTOM, "act": own.encoder_activation}
     for prefix, gain in (("enc", own.encoder_gain), ("dec", own.decoder_gain)):
         if gain is not None:
             values.update({f"{prefix}_{name}": value for name, value in gain.to_dict().items()})

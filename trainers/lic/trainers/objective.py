@@ -1,6 +1,6 @@
 """How the terms of a loss become one number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -9,12 +9,23 @@ from torch import Tensor, nn
 from lic.trainers.config import LossConfig
 from lic.trainers.losses import Terms, terms_of
 
-# Side in pixels of what `unreached` looks at: a multiple of every model's stride.
+# Least side in pixels of what `unreached` looks at.
 PROBE = 64
 
 
 class Objective(Protocol):
-    """Combines terms into the scalar to minimise, and keeps whatever state that takes."""
+    """Combines terms into the scalar to minimise, and keeps whatever state that takes.
+
+    Attributes:
+        splits: whether terms are needed by scales.
+    """
+
+    splits: bool
+
+    @property
+    def extra_weight(self) -> float:
+        """What a penalty that is added to `loss` is multiplied by."""
+        ...
 
     @property
     def formula(self) -> str:
@@ -22,7 +33,30 @@ class Objective(Protocol):
         ...
 
     def loss(self, terms: Terms, step: int) -> Tensor:
-        """Return the scalar loss of a batch at `step`."""
+        """Return the scalar loss of a batch at `step`, counted from 0."""
+        ...
+
+    def looks_again(self, step: int) -> bool:
+        """Return whether `look` wants the terms of the same batch after the step."""
+        ...
+
+    def look(self, terms: Terms, step: int) -> None:
+        """Learn from what the step did."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what was kept of a step that was not taken."""
+        ...
+
+    def observe(self, values: Mapping[str, float]) -> None:
+        """Take notice of a validation."""
+        ...
+
+    def values(self) -> dict[str, float | Tensor]:
+        """Return what is to be logged of the last step besides its terms.
+
+        `loss` among it stands in for that of `loss`, where its value means nothing.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -36,13 +70,33 @@ class Objective(Protocol):
 
 def build_objective(config: LossConfig) -> Objective:
     """Return the objective of --loss."""
-    if config.loss == "mse":
-        return RateDistortion(config.lmbda)
+    if config.loss in ("mse", "ms-ssim"):
+        return RateDistortion(config.lmbda, config.loss)
     return Perceptual(config.alpha_l1, config.lambda_bpp if config.loss == "rd" else 0.0)
 
 
 class _Fixed:
     """An objective whose weights are options of the run, so that it has no state."""
+
+    splits = False
+    extra_weight = 1.0
+
+    def looks_again(self, step: int) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
+    def look(self, terms: Terms, step: int) -> None:
+        """Learn nothing."""
+
+    def forget(self) -> None:
+        """Forget nothing."""
+
+    def observe(self, values: Mapping[str, float]) -> None:
+        """Take no notice."""
+
+    def values(self) -> dict[str, float | Tensor]:
+        """Return nothing: the terms say it all."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing."""
@@ -53,19 +107,31 @@ class _Fixed:
 
 
 class RateDistortion(_Fixed):
-    """bpp + lambda 255^2 MSE (Balle et al. 2018), lambda on CompressAI's scale."""
+    """bpp + lambda 255^2 MSE (Balle et al. 2018) or bpp + lambda (1 - MS-SSIM).
 
-    def __init__(self, lmbda: float) -> None:
+    Lambda is on CompressAI's scale, which is HPCM's as well.
+    """
+
+    def __init__(self, lmbda: float, metric: str = "mse") -> None:
         self.lmbda = lmbda
+        self.metric = metric
 
     @property
     def formula(self) -> str:
         """The loss with its lambda."""
-        return f"bpp + {self.lmbda:g} * 255^2 * MSE"
+        kind = "255^2 * MSE" if self.metric == "mse" else "(1 - MS-SSIM)"
+        return f"bpp + {self.lmbda:g} * {kind}"
+
+    def distortion(self, terms: Terms) -> Tensor:
+        """Return lambda times the distortion of a batch."""
+        if self.metric == "mse":
+            return self.lmbda * 255**2 * terms.mse
+        assert terms.ms_ssim is not None
+        return self.lmbda * (1 - terms.ms_ssim)
 
     def loss(self, terms: Terms, step: int) -> Tensor:  # noqa: ARG002
         """Return the scalar loss of a batch."""
-        return terms.bpp + self.lmbda * 255**2 * terms.mse
+        return terms.bpp + self.distortion(terms)
 
 
 class Perceptual(_Fixed):
@@ -107,7 +173,8 @@ def unreached(model: nn.Module, config: LossConfig) -> list[str]:
     device = next(iter(learning.values())).device
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
-        x = torch.rand(1, 3, PROBE, PROBE, device=device)
+        side = max(PROBE, getattr(model, "stride", 1))
+        x = torch.rand(1, 3, side, side, device=device)
         loss = build_objective(config).loss(terms_of(model(x), x, config), 0)
         if not loss.requires_grad:
             return list(learning)

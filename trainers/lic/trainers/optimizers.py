@@ -1,6 +1,6 @@
 """Optimisers of the transforms, of the entropy bottleneck's densities and of its quantiles."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from lic.codec.errors import ConfigError
 from lic.codec.models.likelihood import EntropyBottleneck
+from lic.trainers.cautious import CautiousAdam
 from lic.trainers.config import OptimizerConfig
 
 # Steps between updates of SOAP's bases; each one is a QR decomposition per side of a kernel.
@@ -35,7 +36,9 @@ class NamedOptimizer:
         object.__setattr__(self, "rates", rates)
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[NamedOptimizer]:
+def build_optimizers(
+    model: nn.Module, config: OptimizerConfig, factor: Callable[[str], float] = lambda _: 1.0
+) -> list[NamedOptimizer]:
     """Return the optimisers of what requires gradients; of what has nothing to move, none.
 
     transforms: all but entropy bottlenecks, by `--optimizer`. Weight decay is for kernels alone,
@@ -46,6 +49,11 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[NamedOpt
     validation rounds to. Without `--eb-aux` they are in no optimiser: they are solved for at the
     end.
 
+    Args:
+        model: what learns.
+        config: how.
+        factor: gives what the learning rate of a parameter, by its name, is multiplied by.
+
     Raises:
         ConfigError: nothing to train, or weight decay for an optimiser that has none.
     """
@@ -55,11 +63,13 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[NamedOpt
             "0, or adamw, soap or muon"
         )
     quantiles, densities, kernels, others = _sorted(model)
+    factors = {id(p): factor(name) for name, p in model.named_parameters()}
     made = []
     if kernels or others:
-        made.append(NamedOptimizer("transforms", _transforms(kernels, others, config)))
+        made.append(NamedOptimizer("transforms", _transforms(kernels, others, config, factors)))
     if densities:
-        made.append(NamedOptimizer("entropy", Adam(densities, lr=config.entropy_lr)))
+        groups = _by_rate(densities, config.entropy_lr, factors)
+        made.append(NamedOptimizer("entropy", Adam(groups)))
     if not made:
         raise ConfigError(
             "nothing to train: all parameters are frozen; choose a wider --train-scope"
@@ -91,23 +101,36 @@ def _sorted(model: nn.Module) -> tuple[_Parameters, _Parameters, _Parameters, _P
     return quantiles, densities, kernels, others
 
 
-def _transforms(kernels: _Parameters, others: _Parameters, config: OptimizerConfig) -> Optimizer:
+def _by_rate(
+    parameters: _Parameters, lr: float, factors: Mapping[int, float], **options: Any
+) -> list[dict[str, Any]]:
+    """Return a group for each learning rate, in the order the rates come."""
+    rates = dict.fromkeys(factors[id(p)] for p in parameters)
+    return [
+        {"params": [p for p in parameters if factors[id(p)] == rate], "lr": lr * rate, **options}
+        for rate in rates
+    ]
+
+
+def _transforms(
+    kernels: _Parameters,
+    others: _Parameters,
+    config: OptimizerConfig,
+    factors: Mapping[int, float],
+) -> Optimizer:
     if config.optimizer == "muon":
-        return _muon(kernels, others, config)
-    groups = _groups(kernels, others, config)
+        return _muon(kernels, others, config, factors)
+    groups = [
+        *_by_rate(kernels, config.lr, factors, weight_decay=config.weight_decay),
+        *_by_rate(others, config.lr, factors, weight_decay=0.0),
+    ]
     if config.optimizer == "soap":
         return _soap(groups, config)
+    if config.optimizer == "cautious-adam":
+        return CautiousAdam(groups, lr=config.lr)
     return (
         AdamW(groups, lr=config.lr) if config.optimizer == "adamw" else Adam(groups, lr=config.lr)
     )
-
-
-def _groups(
-    kernels: _Parameters, others: _Parameters, config: OptimizerConfig
-) -> list[dict[str, Any]]:
-    """Return the groups with and without weight decay, if not empty."""
-    decays = ((kernels, config.weight_decay), (others, 0.0))
-    return [{"params": params, "weight_decay": decay} for params, decay in decays if params]
 
 
 def _soap(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
@@ -118,7 +141,12 @@ def _soap(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
     return soap
 
 
-def _muon(kernels: _Parameters, others: _Parameters, config: OptimizerConfig) -> Optimizer:
+def _muon(
+    kernels: _Parameters,
+    others: _Parameters,
+    config: OptimizerConfig,
+    factors: Mapping[int, float],
+) -> Optimizer:
     """Return Muon for kernels that mix channels, and its Adam for all else.
 
     Steps of orthogonalised kernels are scaled to Adam's usual size (arXiv 2502.16982), so that
@@ -130,9 +158,11 @@ def _muon(kernels: _Parameters, others: _Parameters, config: OptimizerConfig) ->
     single = [p for p in kernels if not _mixes_channels(p)]
     parts = ((mixing, config.weight_decay), (single, config.weight_decay), (others, 0.0))
     groups = [
-        {"params": params, "lr": config.lr, "weight_decay": decay, "use_muon": params is mixing}
+        group
         for params, decay in parts
-        if params
+        for group in _by_rate(
+            params, config.lr, factors, weight_decay=decay, use_muon=params is mixing
+        )
     ]
     muon: Optimizer = Muon(groups)
     muon.register_step_pre_hook(_make_gradients_contiguous)

@@ -1,6 +1,15 @@
 """Configs of the commands, as functions: a variant is a `replace` of one of them."""
 
-from lic.trainers.config import OptimizerConfig, TrainConfig
+from dataclasses import replace
+
+from lic.trainers.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from lic.trainers.objective_options import GammaConfig
 
 
 def bmshj2018() -> TrainConfig:
@@ -11,3 +20,32 @@ def bmshj2018() -> TrainConfig:
 def relu() -> TrainConfig:
     """Replacement in a trained model: the same, at a rate that keeps what it knows."""
     return TrainConfig(optimizer=OptimizerConfig(lr=5e-4))
+
+
+def hpcm() -> TrainConfig:
+    """From scratch, as upstream's script trains it (arXiv 2507.19125)."""
+    return TrainConfig(
+        model=ModelConfig(arch="hpcm", size="base", start="random"),
+        run=RunConfig(epochs=3000),
+        data=DataConfig(crop=256, batch=32, flip_vertical=True),
+        optimizer=OptimizerConfig(
+            optimizer="adam",
+            lr=1e-4,
+            schedule="milestones",
+            lr_warmup_steps=0,
+            max_grad_norm=1.0,
+            skip_nonfinite=10,
+            ema=0.0,
+        ),
+    )
+
+
+def hpcm_finetune() -> TrainConfig:
+    """From a trained model: small steps, no milestones, task weights that settle."""
+    base = hpcm()
+    return replace(
+        base,
+        run=RunConfig(epochs=500),
+        optimizer=replace(base.optimizer, lr=base.finetune.finetune_lr, schedule="none"),
+        gamma=GammaConfig(gamma_schedule="cosine", gamma_initial=0.002, gamma_final=0.001),
+    )

@@ -20,7 +20,7 @@ from lic.codec.errors import ConfigError
 from lic.codec.models.blocks import GDN
 from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 from lic.trainers.config import ActivationConfig, ReplacementConfig
-from lic.trainers.models import Codec, gain_of
+from lic.trainers.models import Balle2018, gain_of
 
 # Hidden values get this many standard deviations of head room above zero where ReLU comes next.
 HEAD_ROOM = 8.0
@@ -41,13 +41,13 @@ _MULTIPLICATIVE_STEPS = 300
 class Replaced(NamedTuple):
     """A model with new non-linearities, their names in it, and what the user should know."""
 
-    model: Codec
+    model: Balle2018
     modules: list[str]
     notes: list[str]
 
 
 def replace_activations(
-    model: Codec,
+    model: Balle2018,
     activation: ActivationConfig,
     replacement: ReplacementConfig,
     crops: Tensor | None = None,
@@ -81,7 +81,7 @@ def replace_activations(
 
 
 def _sides(
-    model: Codec, activation: ActivationConfig, replacement: ReplacementConfig
+    model: Balle2018, activation: ActivationConfig, replacement: ReplacementConfig
 ) -> tuple[list[str], list[str]]:
     """Return the sides that have what is to be replaced, and notes on those that have not."""
     act, parts = activation.act, replacement.replace_parts
@@ -99,13 +99,13 @@ def _sides(
     return sides, [f"left as it is: {said}"] if said else []
 
 
-def _rebuilt(model: Codec, activation: ActivationConfig, sides: list[str]) -> Codec:
+def _rebuilt(model: Balle2018, activation: ActivationConfig, sides: list[str]) -> Balle2018:
     """Return a fresh model, in the old one's place and mode, with the new activations."""
     changed: dict[str, Any] = {}
     for side in sides:
         changed[f"{side}_activation"] = activation.act
         changed[f"{side}_gain"] = gain_of(activation, side) if activation.act == "gdnish" else None
-    new: Codec = type(model)(cast(Any, replace(model.config, **changed)))
+    new: Balle2018 = type(model)(cast(Any, replace(model.config, **changed)))
     return new.to(next(model.parameters()).device).train(model.training)
 
 
@@ -117,7 +117,7 @@ def _carry_over(old: nn.Module, new: nn.Module, modules: list[str]) -> None:
     assert not unexpected and all(name.startswith(new_ones) for name in missing)
 
 
-def _fit(old: Codec, new: Codec, crops: Tensor, sides: list[str]) -> None:
+def _fit(old: Balle2018, new: Balle2018, crops: Tensor, sides: list[str]) -> None:
     mode = old.training
     old.eval()
     x = old.extend(crops)

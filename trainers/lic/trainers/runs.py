@@ -5,20 +5,24 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from lic.codec.errors import ConfigError, TrainingError
-from lic.codec.models import MODELS
+from lic.codec.models import HPCM, MODELS
+from lic.trainers.balance import Reduce
+from lic.trainers.balanced import MinNorm, Position, build_training_objective, objective_notes
 from lic.trainers.checkpoints import CheckpointManager, load
 from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig
 from lic.trainers.data import TrainingData, find_photos, measurable, split_validation
-from lic.trainers.loop import Trainer
+from lic.trainers.inter_scale import warning
+from lic.trainers.loop import Trainer, run_length
 from lic.trainers.losses import ms_ssim_note
-from lic.trainers.models import Codec, trainable
-from lic.trainers.objective import build_objective, no_rate_note, unreached
+from lic.trainers.models import Balle2018, Codec, trainable
+from lic.trainers.objective import Objective, no_rate_note, unreached
 from lic.trainers.precision import fabric_precision, keep_float32
 from lic.trainers.qat import convert, prepare_qat, save_converted
 from lic.trainers.replacement import replace_activations
@@ -89,7 +93,7 @@ def start(
     say: Say,
     *,
     fresh: bool,
-    replaces: bool = False,
+    command: str = "bmshj2018",
 ) -> Trainer:
     """Return a new run.
 
@@ -100,7 +104,7 @@ def start(
         fabric: as launched.
         say: takes notes for the user.
         fresh: whether the model is untrained and wants the start of `config.model`.
-        replaces: whether the model's non-linearities are replaced first.
+        command: bmshj2018, hpcm, or relu, which replaces the model's non-linearities first.
 
     Raises:
         ConfigError: options that do not go with the model.
@@ -109,16 +113,18 @@ def start(
     data, validation = _pictures(config, place, say)
     torch.manual_seed(config.run.seed)
     replaced: list[str] = []
-    if replaces:
+    if command == "relu":
+        assert not isinstance(model, HPCM)
         say(f"replacing non-linearities, with a look at {len(data)} photos")
         result = replace_activations(model, config.activation, config.replacement, sample(data))
         model, replaced = result.model, result.modules
         _say_all(say, result.notes)
-    _say_all(say, apply_scope(model, replaced, config.replacement))
-    prepare(model, data, config, fresh=fresh, say=say)
+    if not isinstance(model, HPCM):
+        _say_all(say, apply_scope(model, replaced, config.replacement))
+        prepare(model, data, config, fresh=fresh, say=say)
     facts = {
         "replaced": replaced,
-        "replaces": replaces,
+        "command": command,
         "processes": fabric.world_size,
         "photos": data.digest,
     }
@@ -139,7 +145,8 @@ def resume(state: dict[str, Any], place: Place, fabric: Fabric, say: Say) -> Tra
     with _fitting(place.folder):
         made = MODELS[state["architecture"]].from_dict(state["model_config"])
         model = trainable(made, str(place.folder))
-        apply_scope(model, state["facts"]["replaced"], config.replacement)
+        if not isinstance(model, HPCM):
+            apply_scope(model, state["facts"]["replaced"], config.replacement)
     trainer = _trainer(model, config, place, fabric, say, data, validation, state["facts"])
     with _fitting(place.folder):
         trainer.restore(state)
@@ -188,21 +195,21 @@ def _track(trainer: Trainer) -> None:
 
 
 def last_state(
-    folder: Path, given: Mapping[str, Any], say: Say, *, replaces: bool = False
+    folder: Path, given: Mapping[str, Any], say: Say, *, command: str = "bmshj2018"
 ) -> dict[str, Any]:
     """Return the state of a run's last checkpoint, the options in FREE set as given.
 
     Raises:
-        ConfigError: no readable checkpoint, a run that replaces where this one does not or the
-            other way round, or an option that differs and would make it another run.
+        ConfigError: no readable checkpoint, a run of another command, or an option that differs and
+            would make it another run.
     """
     path = CheckpointManager(folder, CheckpointConfig(), say).latest()
     if path is None:
         raise ConfigError(f"{folder}: no run with a checkpoint; leave out --resume to start one")
     state = load(path)
-    if state["facts"]["replaces"] != replaces:
-        command = "bmshj2018" if replaces else "relu"
-        raise ConfigError(f"{folder}: is a run of lic train {command}; resume it by that command")
+    if state["facts"]["command"] != command:
+        found = state["facts"]["command"]
+        raise ConfigError(f"{folder}: is a run of lic train {found}; resume it by that command")
     config = TrainConfig.from_dict(state["config"])
     other = [name for name in given if name not in FREE]
     differing = [name for name in other if config.updated({name: given[name]}) != config]
@@ -235,7 +242,19 @@ def _trainer(
     _leave_out_unreached(model, config, say)
     _check_stride(model, data)
     _check_validation(config, validation, say)
-    say(f"loss: {build_objective(config.loss).formula}")
+    objective = build_training_objective(
+        config.loss,
+        config.objective,
+        config.gamma,
+        _position(config, data, fabric),
+        reduce=_mean_over(fabric),
+    )
+    _check_scales(model, config, objective)
+    _say_all(
+        say, [warning(config.spectral.inter_scale_form)] if config.spectral.inter_scale_reg else []
+    )
+    say(f"loss: {objective.formula}")
+    _say_all(say, objective_notes(config.objective))
     note = ms_ssim_note(min(data.height, data.width)) if config.loss.loss != "mse" else ""
     if note:
         say(note)
@@ -245,13 +264,43 @@ def _trainer(
     qat = prepare_qat(model, config.qat) if config.qat.qat else None
     _say_all(say, qat.notes if qat else [])
     trainer = Trainer(
-        model, config, build_objective(config.loss), data, place.folder, fabric,
+        model, config, objective, data, place.folder, fabric,
         validation=validation, facts=facts, qat=qat, say=say,
     )  # fmt: skip
     if qat:
         # Lengths that cannot work are refused before the first step.
         qat.at_step(0, trainer.steps)
     return trainer
+
+
+def _check_scales(model: Codec, config: TrainConfig, objective: Objective) -> None:
+    """Refuse what needs the scales of HPCM with other models, and what does not go together."""
+    wants = {
+        "--objective hierarchical": objective.splits,
+        "--inter-scale-reg": config.spectral.inter_scale_reg,
+        "--scale-patience": config.finetune.scale_patience > 0,
+    }
+    for name, wanted in wants.items():
+        if wanted and not isinstance(model, HPCM):
+            raise ConfigError(f"{name} needs the scales of hpcm, not {model.name}; leave it out")
+    if config.spectral.inter_scale_reg and isinstance(objective, MinNorm):
+        raise ConfigError(
+            "--inter-scale-reg has no place beside --balanced-solver qp, whose weights come from "
+            "two gradients alone; expected famo or fixed"
+        )
+
+
+def _position(config: TrainConfig, data: TrainingData, fabric: Fabric) -> Position:
+    """Return what tells epoch and epochs at a step."""
+    steps, epoch = run_length(config, data, fabric.world_size)
+    return lambda step: (step / epoch, steps / epoch)
+
+
+def _mean_over(fabric: Fabric) -> Reduce:
+    """Return what makes means over all processes."""
+    if fabric.world_size == 1:
+        return lambda losses: losses
+    return lambda losses: cast(Tensor, fabric.all_reduce(losses))
 
 
 def _check_stride(model: Codec, data: TrainingData) -> None:
@@ -284,7 +333,7 @@ def save_int8(trainer: Trainer) -> Path | None:
         return None
     path = trainer.folder / INT8
     with trainer.ema.in_place(trainer.bare):
-        trainer.bare.entropy_bottleneck.solve_quantiles()
+        cast(Balle2018, trainer.bare).entropy_bottleneck.solve_quantiles()
         save_converted(path, convert(trainer.bare, trainer.qat))
     trainer.qat.detach()
     return path
@@ -302,5 +351,5 @@ def _leave_out_unreached(model: Codec, config: TrainConfig, say: Say) -> None:
 
 
 def _say_all(say: Say, notes: Sequence[str]) -> None:
-    for note in notes:
+    for note in filter(None, notes):
         say(note)

@@ -1,10 +1,13 @@
 """Factors of the learning rates: pure functions of the step, and one rule that follows a metric."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from lic.trainers.config import OptimizerConfig
+from lic.trainers.objective_options import EPOCHS
+from lic.trainers.sections import numbers
 
 # Where a one-cycle schedule starts, as a share of the peak: torch's own default.
 ONECYCLE_START = 1 / 25
@@ -46,6 +49,12 @@ def build_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     if config.schedule == "onecycle":
         rise = config.onecycle_pct_start
         return Timed(partial(onecycle, steps=steps, rise=rise, warmup=warmup, final=final))
+    if config.schedule == "milestones":
+        places = [at / EPOCHS for at in numbers(config.milestones)]
+        factors = numbers(config.milestone_factors)
+        return Timed(
+            partial(milestones, steps=steps, places=places, factors=factors, warmup=warmup)
+        )
     return Timed(partial(warmed_up, warmup=warmup))
 
 
@@ -136,6 +145,17 @@ def onecycle(step: int, *, steps: int, rise: float, warmup: int, final: float) -
     else:
         factor = _cosine((step - peak) / max(last - peak, 1e-9), 1.0, final)
     return factor * warmed_up(step, warmup=warmup)
+
+
+def milestones(
+    step: int, *, steps: int, places: Sequence[float], factors: Sequence[float], warmup: int
+) -> float:
+    """Return the factor at `step` of `steps`: 1, then from each place (a share) on its own.
+
+    A warm-up multiplies the start.
+    """
+    passed = [f for at, f in zip(places, factors, strict=True) if step >= at * steps]
+    return warmed_up(step, warmup=warmup) * (passed[-1] if passed else 1.0)
 
 
 def _cosine(progress: float, start: float, end: float) -> float:

@@ -7,11 +7,11 @@ from torch import nn
 from lic.codec.errors import ConfigError
 from lic.codec.models import ScaleHyperprior
 from lic.trainers.config import ReplacementConfig
-from lic.trainers.models import Codec
+from lic.trainers.models import Balle2018
 
 
 def apply_scope(
-    model: Codec,
+    model: Balle2018,
     replaced: Sequence[str],
     replacement: ReplacementConfig,
 ) -> list[str]:

@@ -20,13 +20,28 @@ def option(
     below: float | None = None,
     multiple: int = 1,
     short: str = "",
+    count: tuple[int, ...] = (),
 ) -> Any:
-    """Return a dataclass field that knows its help text and which values can work."""
+    """Return a dataclass field that knows its help text and which values can work.
+
+    `count` is for texts of numbers with commas between: how many there may be, each within the
+    bounds.
+    """
     metadata = {
         "help": help_text, "choices": choices, "above": above, "least": least, "most": most,
         "below": below, "multiple": multiple, "short": short,
+        "count": count,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of a text such as "0.3,0.4,0.3"; of an empty one, none.
+
+    Raises:
+        ValueError: something else stands there.
+    """
+    return tuple(float(part) for part in text.split(",")) if text else ()
 
 
 def option_name(name: str) -> str:
@@ -74,13 +89,26 @@ def _expected(item: "Field[Any]", value: Any) -> str:
         choices = facts["choices"]
         if not isinstance(value, str) or (choices and value not in choices):
             return f"one of {', '.join(choices)}" if choices else "text"
-        return ""
+        return _unlike_numbers(facts, value) if facts["count"] else ""
     if isinstance(default, int):
         if type(value) is not int:
             return "a whole number"
     elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "a finite number"
     return _out_of_bounds(facts, value)
+
+
+def _unlike_numbers(facts: Mapping[str, Any], text: str) -> str:
+    """Return what was expected in place of a text that is not the numbers it should be."""
+    counts = " or ".join(map(str, facts["count"]))
+    try:
+        values = numbers(text)
+    except ValueError:
+        values = (math.nan,)
+    if len(values) not in facts["count"] or not all(map(math.isfinite, values)):
+        return f"{counts} numbers with commas between"
+    wrong = [_out_of_bounds(facts, value) for value in values if _out_of_bounds(facts, value)]
+    return f"each of them {wrong[0]}" if wrong else ""
 
 
 def _out_of_bounds(facts: Mapping[str, Any], value: float) -> str:

@@ -19,7 +19,7 @@ from lic.codec.models import ScaleHyperprior, bits
 from lic.codec.models.blocks import GDN
 from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 from lic.trainers.config import TrainConfig
-from lic.trainers.models import Codec
+from lic.trainers.models import Balle2018
 from lic.trainers.replacement import pairs
 
 # Rows and columns of a 5x5 kernel (stride 2, padding 2) that see inputs 2o and 2o + 1.
@@ -53,7 +53,7 @@ class _Layer(NamedTuple):
 
 
 @torch.no_grad()
-def pca_start(model: Codec, crops: Tensor, *, lmbda: float, noise: float = 0.1) -> None:
+def pca_start(model: Balle2018, crops: Tensor, *, lmbda: float, noise: float = 0.1) -> None:
     """Initialise both transforms and the entropy model's widths from crops (B, 3, H, W) in [0, 1].
 
     Taps that the block transform does not use get `noise` times the framework's random start.
@@ -72,7 +72,7 @@ def pca_start(model: Codec, crops: Tensor, *, lmbda: float, noise: float = 0.1) 
 
 
 def _start_encoder(
-    model: Codec, x: Tensor, width: int, step: float, noise: float
+    model: Balle2018, x: Tensor, width: int, step: float, noise: float
 ) -> tuple[list[_Layer], Tensor]:
     """Fill g_a for hidden layers of `width` components; returns them, and the latents of x."""
     layers: list[_Layer] = []
@@ -92,7 +92,7 @@ def _start_encoder(
 
 
 def _start_decoder(
-    model: Codec,
+    model: Balle2018,
     layers: list[_Layer],
     y: Tensor,
     step: float,
@@ -118,7 +118,7 @@ def _start_decoder(
             y = make_linear(act, y)
 
 
-def _start_entropy(model: Codec, y: Tensor) -> None:
+def _start_entropy(model: Balle2018, y: Tensor) -> None:
     deviations = y.std(dim=(0, 2, 3))
     if isinstance(model, ScaleHyperprior):
         # Scales are the channels' own whatever z says, and z is what random weights make of y.
@@ -127,7 +127,7 @@ def _start_entropy(model: Codec, y: Tensor) -> None:
     model.entropy_bottleneck.init_scales(deviations)
 
 
-def _kinds(model: Codec) -> tuple[str, str]:
+def _kinds(model: Balle2018) -> tuple[str, str]:
     return model.config.encoder_activation, model.config.decoder_activation
 
 
@@ -209,7 +209,7 @@ def _fill_decoder(
 
 
 def fit_densities(
-    model: Codec,
+    model: Balle2018,
     crops: Tensor,
     *,
     steps: int = 300,
@@ -255,7 +255,7 @@ def sample(data: WiderCrops) -> Tensor:
 
 
 def prepare(
-    model: Codec,
+    model: Balle2018,
     data: WiderCrops,
     config: TrainConfig,
     *,

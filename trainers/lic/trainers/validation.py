@@ -38,12 +38,14 @@ MAX_PIXELS = 2**20
 class Coded(NamedTuple):
     """A picture after a model in theory: pixels (H, W, C), bits per pixel, value of the loss.
 
-    Pixels are None where the model gave values that are no numbers.
+    Pixels are None where the model gave values that are no numbers. Parts are bits per pixel of
+    z, s1, s2, s3 where the model has them.
     """
 
     pixels: Pixels | None
     bpp: float
     loss: float
+    parts: dict[str, float]
 
 
 def validate(
@@ -61,7 +63,7 @@ def validate(
     averaged weights passes a model that has them.
 
     Args:
-        model: a FactorizedPrior or ScaleHyperprior, not wrapped for mixed precision.
+        model: a FactorizedPrior, ScaleHyperprior or HPCM, not wrapped for mixed precision.
         pictures: files of any size; those that cannot be read are left out, with a note.
         loss: the run's own.
         device: where the model is; None looks.
@@ -70,7 +72,8 @@ def validate(
 
     Returns:
         val_psnr (dB) and val_ms_ssim of 8-bit pictures, val_bpp with rounded latents, and val_loss,
-        the objective on whole pictures; NaN where no picture could be read.
+        the plain sum of rate and distortion; of HPCM val_bpp_z, _s1, _s2, _s3 as well. NaN where
+        no picture could be read.
     """
     device = device or next(model.parameters()).device
     with coding(model, say), _workers(device) as pool:
@@ -80,9 +83,17 @@ def validate(
             if pixels is not None:
                 coded = code(model, pixels, loss, device)
                 jobs.append((coded, pool(_quality, pixels, coded.pixels)))
-        rows = [(*quality(), coded.bpp, coded.loss) for coded, quality in jobs]
-    means = [fmean(column) for column in zip(*rows, strict=True)] or [math.nan] * 4
-    return dict(zip(("val_psnr", "val_ms_ssim", "val_bpp", "val_loss"), means, strict=True))
+        rows = [
+            {
+                **dict(zip(("val_psnr", "val_ms_ssim"), quality(), strict=True)),
+                "val_bpp": coded.bpp,
+                "val_loss": coded.loss,
+                **{f"val_bpp_{name}": rate for name, rate in coded.parts.items()},
+            }
+            for coded, quality in jobs
+        ]
+    names = rows[0] if rows else ("val_psnr", "val_ms_ssim", "val_bpp", "val_loss")
+    return {name: fmean(row[name] for row in rows) if rows else math.nan for name in names}
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS, say: Say = lambda _: None) -> Pixels | None:
@@ -149,7 +160,10 @@ def code(model: Any, pixels: Pixels, loss: LossConfig, device: torch.device) -> 
     else:
         terms = terms_of(Output(planes, output.likelihoods), x[..., :height, :width], loss)
     value = float(build_objective(loss).loss(terms, 0))
-    return Coded(_levels(planes, channels), rate, value)
+    by_part = getattr(model, "bits_by_part", None)
+    bits_of = by_part(output.likelihoods) if by_part else {}
+    parts = {name: float(count) / (height * width) for name, count in bits_of.items()}
+    return Coded(_levels(planes, channels), rate, value, parts)
 
 
 def _levels(planes: Tensor, channels: int) -> Pixels | None:

@@ -158,11 +158,32 @@ def synthesis_transform(config: TransformConfig) -> nn.Sequential:
     )
 
 
+class Latents(NamedTuple):
+    """What a model with a context makes of y, all (B, M, h, w).
+
+    Attributes:
+        y_hat: what the decoder gets.
+        residuals: y less the predicted means, before rounding.
+        scales: predicted ones, as the network gives them.
+    """
+
+    y_hat: Tensor
+    residuals: Tensor
+    scales: Tensor
+
+
 class Output(NamedTuple):
-    """What a forward pass gives: x_hat (N, 3, H, W) and likelihoods by latent name."""
+    """What a forward pass gives.
+
+    Attributes:
+        x_hat: (N, 3, H, W), not clamped.
+        likelihoods: by latent name.
+        latents: of models with a context.
+    """
 
     x_hat: Tensor
     likelihoods: dict[str, Tensor]
+    latents: Latents | None = None
 
 
 class FactorizedPrior(nn.Module):

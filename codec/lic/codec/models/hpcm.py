@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lic.codec.entropy import Tables, build_tables
 from lic.codec.errors import ConfigError
 from lic.codec.models import hierarchy, nudges
-from lic.codec.models.bmshj2018 import Output
+from lic.codec.models.bmshj2018 import Latents, Output
 from lic.codec.models.conditional import GeneralizedGaussian, scale_table
 from lic.codec.models.context import ContextModel
 from lic.codec.models.hierarchy import STEPS, fold, spread, up
@@ -31,6 +31,7 @@ from lic.codec.models.hpcm_blocks import (
     upsample,
 )
 from lic.codec.models.hpcm_config import HPCMConfig
+from lic.codec.models.noise import uniform_noise
 
 # Sides of the attention windows at s1, s2, s3: 256 pixels each.
 WINDOWS = (4, 8, 8)
@@ -270,7 +271,7 @@ class HPCM(ContextModel):
         residuals with uniform noise.
 
         Returns:
-            x_hat, not clamped, and likelihoods "y" (B, M, h, w) and "z" (B, N, h / 4, w / 4).
+            x_hat, not clamped, the latents, and likelihoods "y" (B, M, h, w) and "z" (B, N, h / 4, w / 4).
 
         Raises:
             ConfigError: H or W is no multiple.
@@ -287,7 +288,7 @@ class HPCM(ContextModel):
             "y": self.entropy_estimation(self._observed(residuals), scales),
             "z": self.entropy_estimation(self._observed(z), self.scales_hyper.expand_as(z)),
         }
-        return Output(self.synthesize(y_hat), likelihoods)
+        return Output(self.synthesize(y_hat), likelihoods, Latents(y_hat, residuals, scales))
 
     def quantize(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the steps with y (B, M, h, w) and z less its means known.
@@ -342,7 +343,7 @@ class HPCM(ContextModel):
         """Return what likelihoods are taken of."""
         if not self.training:
             return torch.round(residuals)
-        return residuals + torch.empty_like(residuals).uniform_(-0.5, 0.5)
+        return residuals + uniform_noise(residuals)
 
     @property
     def levels(self) -> Tensor:

@@ -1,0 +1,134 @@
+"""Options of how the parts of a loss are weighed against each other, and of what is added to it.
+
+Lengths are in epochs. What is written for a run of 3,000, as upstream's, is scaled to the run.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from lic.trainers.sections import Section, option
+
+# Length of the run that milestones and knots are told for: that of the published HPCM.
+EPOCHS: Final = 3000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Section):
+    """What is done with rate and distortion."""
+
+    objective: str = option(
+        "standard",
+        "standard: their sum; balanced: tasks whose relative progress is evened out; "
+        "hierarchical: the same, with rate and distortion split by scales.",
+        choices=("standard", "balanced", "hierarchical"),
+    )
+    balanced_solver: str = option(
+        "famo",
+        "famo: weights learn from the progress of each task; qp: the closed form from both "
+        "gradients, for fine-tuning; fixed: equal weights, the control.",
+        choices=("famo", "qp", "fixed"),
+    )
+    w_lr: float = option(0.025, "famo: learning rate of the weights' logits.", above=0)
+    min_losses: str = option(
+        "-1", "Lower bound of each task's loss, or one for all: logarithms are taken above it.",
+        count=(1, 2, 5, 7),
+    )  # fmt: skip
+    update_every: int = option(
+        1, "famo: steps between looks at what a step did; 4 costs a quarter.", least=1
+    )
+    tasks: str = option(
+        "exact5",
+        "hierarchical: exact5 and exact7 split the true loss by scales; fixed5 takes fixed shares "
+        "of the whole rate and distortion.",
+        choices=("exact5", "exact7", "fixed5"),
+    )
+    renormalise: bool = option(
+        False, "fixed5: make the shares of the distortion add up to one, so that lambda stays."
+    )
+    scale_weights: str = option(
+        "0.3,0.4,0.3", "hierarchical: prior shares of s1, s2, s3 that weights are drawn towards.",
+        count=(3,), above=0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class GammaConfig(Section):
+    """How fast task weights forget: gamma draws them towards their prior, it is no importance."""
+
+    gamma: float = option(0.003, "Of --gamma-schedule fixed.", least=0)
+    gamma_schedule: str = option(
+        "fixed",
+        "Course of gamma over the run; hierarchical is for --objective hierarchical alone, step, "
+        "hpcm, hpcm_step and adaptive_snr for balanced.",
+        choices=(
+            "fixed", "linear", "cosine", "step", "adaptive", "hpcm", "hpcm_step", "adaptive_snr",
+            "hierarchical",
+        ),
+    )  # fmt: skip
+    gamma_initial: float = option(0.006, "Where a schedule starts.", least=0)
+    gamma_final: float = option(0.001, "Where it ends.", least=0)
+    gamma_warmup: float = option(
+        0.0, "linear, cosine, adaptive: epochs of 3,000 before it moves.", least=0, below=3000
+    )
+    gamma_milestones: str = option(
+        "1000,2000", "step: epochs of 3,000 at which it is cut.", count=(1, 2, 3, 4, 5, 6), least=0
+    )
+    gamma_factor: float = option(0.5, "step: factor of a cut.", above=0, below=1)
+    gamma_window: int = option(50, "adaptive: validations (steps with snr) looked at.", least=2)
+    gamma_threshold: float = option(
+        0.01, "adaptive: variation of the validation loss below which gamma is lowered.", above=0
+    )
+    scale_gammas: str = option(
+        "0.008,0.006,0.004", "hierarchical: where s1, s2, s3 start.", count=(3,), least=0
+    )
+    scale_gammas_final: str = option(
+        "", "hierarchical: where they end. Default: half of the start.", count=(0, 3), least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralConfig(Section):
+    """Spectral regularisation (ICLR 2026) as far as one latent allows; only while training."""
+
+    spectral_reg: bool = option(
+        False, "Show low frequencies first: pictures are low-pass filtered for some epochs."
+    )
+    tau_init: float = option(0.05, "Radius of the filter at the start.", above=0, most=1)
+    tau_final: float = option(1.0, "Radius at the end.", above=0, most=1)
+    truncation_epochs: float = option(100.0, "Epochs that are filtered.", above=0)
+    truncation_continuous: bool = option(
+        False, "Blend the picture in as the filter opens: without, the end is a jump."
+    )
+    truncation_target: str = option(
+        "truncated", "What is compared with: the filtered picture or the original.",
+        choices=("truncated", "original"),
+    )  # fmt: skip
+    inter_scale_reg: bool = option(
+        False, "Keep the scales of the latents apart, after the filtered epochs."
+    )
+    delta: float = option(0.1, "Weight of --inter-scale-reg.", above=0)
+    inter_scale_form: str = option(
+        "rel_l2",
+        "rel_l2, cos2, innovation: bounded forms; literal: minus the squared difference, which "
+        "has no bound and can diverge.",
+        choices=("rel_l2", "cos2", "innovation", "literal"),
+    )
+    align_lr: float = option(1e-3, "Learning rate of what aligns the scales.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Section):
+    """Which layers learn how fast; groups are g_a, g_s, h_a, h_s, context and entropy."""
+
+    finetune_lr: float = option(1e-5, "Learning rate of --finetune.", above=0)
+    lr_scale: str = option(
+        "", "Factors of the learning rate, such as context=1.0,entropy=0.1; others have 1."
+    )
+    freeze: str = option("", "Groups or modules that stay as they are, such as h_a,h_s.")
+    unfreeze: str = option(
+        "", "When frozen ones begin to learn, in shares of the run, such as h_a=0.2,h_s=0.5."
+    )
+    scale_patience: int = option(
+        0, "Validations without gain in the bits of a scale until its layers stop; 0: never.",
+        least=0,
+    )  # fmt: skip
