@@ -170,3 +170,8 @@ def schedules(run: _Plot, given: dict[str, Any]) -> None:
 
     plot(run.plot, recipes.hpcm().updated(given).gamma, run.epochs)
     Output(-1 if run.quiet else 0).note(f"schedules of gamma -> {run.plot}")
+
+
+from lic.cli import sweep  # noqa: E402
+
+sweep.register(app)

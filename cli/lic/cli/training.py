@@ -204,7 +204,8 @@ def starting_model(
     from lic.cli.weights import load_any
 
     # The tensors of a foreign checkpoint do not tell GDN from GDN1; --act does.
-    loaded = load_any(init, "igdn1" if config.activation.act == "igdn1" else "gdn")[0]
+    normalisation = "igdn1" if config.activation.act == "igdn1" else "gdn"
+    loaded = load_any(init, normalisation, placement=given.get("placement"))[0]
     model = trainable(loaded, str(init), command)
     return model, describe(model, config, given, str(init))
 

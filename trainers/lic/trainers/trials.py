@@ -147,7 +147,8 @@ class TrialSampler(optuna.samplers.BaseSampler):
 def suggested(trial: optuna.Trial, dimension: Dimension) -> Value:
     """Return a trial's value of an option, and write it down as one of its parameters."""
     if not dimension.is_range:
-        chosen: Value = trial.suggest_categorical(dimension.name, dimension.values)
+        chosen = trial.suggest_categorical(dimension.name, dimension.values)
+        assert chosen is not None
         return chosen
     low, high = dimension.values
     if isinstance(low, int) and isinstance(high, int):

@@ -1,0 +1,243 @@
+"""lic train hpcm and schedules: options, fine-tuning, and what is refused."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lic.codec.bundle import Bundle
+from lic.codec.models import HPCM, FactorizedConfig, FactorizedPrior
+from lic.codec.models.hpcm_config import SIZES
+from lic.trainers.checkpoints import find_checkpoint, load
+from lic.trainers.trackers import METRICS
+from tests.trainers.test_hpcm import MINI
+
+Lic = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setitem(SIZES, "tiny", replace(MINI, placement="upstream"))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of two photos, large enough for crops of 128."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    with Image.open("samples/kodim23.png") as image:
+        for number in range(2):
+            image.crop((160 * number, 100, 160 * number + 160, 260)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A state dict of the published kind, of a small HPCM."""
+    torch.manual_seed(5)
+    path = tmp_path / "hpcm.pth.tar"
+    torch.save({"state_dict": HPCM(MINI).state_dict()}, path)
+    return path
+
+
+def command(photos: Path, run: Path, *more: object) -> list[object]:
+    return [
+        "train", "hpcm", photos, "-o", run, "--size", "tiny", "--placement", "corrected",
+        "--crop", 128, "--batch", 1, "--steps", 2, "--log-every", 1, "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+
+
+def config(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = load(find_checkpoint(run))["config"]
+    return found
+
+
+def test_a_run_ends_in_a_bundle_that_codes(lic: Lic, photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = lic(*command(photos, run, "--lmbda", 0.025, "--objective", "hierarchical"))
+    assert done.code == 0, done.err
+    bundle = Bundle.open(run / "bundle")
+    # The fifth of the published lambdas, and the balanced recipe's optimiser only with balanced.
+    assert (bundle.manifest.rate_point, bundle.manifest.lmbda) == (5, 0.025)
+    assert config(run)["optimizer"]["optimizer"] == "adam"
+    coded = tmp_path / "a.lic"
+    assert lic("compress", photos / "0.png", "-o", coded, "-m", run / "bundle").code == 0
+    assert lic("decompress", coded, "-o", tmp_path / "b.png", "-m", run / "bundle").code == 0
+    assert lic(*command(photos, run, "--lmbda", 0.025, "--resume")).code == 0
+
+
+def test_the_defaults_are_the_published_recipe(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    saved = tmp_path / "all.toml"
+    arguments = ["train", "hpcm", photos, "-o", run, "--size", "tiny", "--placement", "corrected"]
+    small = ("--crop", 128, "--batch", 1, "--epochs", 1, "--device", "cpu")
+    assert lic(*arguments, *small, "--save-config", saved).code == 0
+    assert no_export
+    found = config(run)
+    optimizer = found["optimizer"]
+    assert (optimizer["optimizer"], optimizer["lr"], optimizer["ema"]) == ("adam", 1e-4, 0.0)
+    assert (optimizer["schedule"], optimizer["milestones"]) == ("milestones", "2750,2850,2950")
+    assert (optimizer["milestone_factors"], optimizer["max_grad_norm"]) == ("0.3,0.1,0.01", 1.0)
+    assert found["data"]["flip_vertical"] and optimizer["skip_nonfinite"] == 10
+    assert found["run"]["epochs"] == 1
+    help_text = " ".join(lic("train", "hpcm", "--help").out.split())
+    assert "[default: 3000]" in help_text and "[default: 256]" in help_text
+    assert "--eb-aux" not in help_text and "--arch" not in help_text
+
+
+@pytest.mark.parametrize(
+    ("options", "optimizer"),
+    [
+        (("--objective", "balanced"), "cautious-adam"),
+        (("--objective", "balanced", "--no-cautious"), "adam"),
+        (("--objective", "balanced", "--optimizer", "soap"), "soap"),
+        (("--cautious",), "cautious-adam"),
+        ((), "adam"),
+    ],
+)
+def test_caution_belongs_to_the_balanced_recipe(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any], options: Any, optimizer: str
+) -> None:
+    assert lic(*command(photos, tmp_path / "run", *options)).code == 0
+    assert no_export
+    assert config(tmp_path / "run")["optimizer"]["optimizer"] == optimizer
+
+
+def test_fine_tuning_takes_weights_alone(
+    lic: Lic, photos: Path, tmp_path: Path, weights: Path, no_export: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    more = ("--finetune", weights, "--objective", "balanced", "--balanced-solver", "qp")
+    done = lic(*command(photos, run, *more, "--freeze", "h_a,h_s", "--lr-scale", "context=0.5"))
+    assert done.code == 0, done.err
+    assert no_export
+    found, state = config(run), load(find_checkpoint(run))
+    assert (found["optimizer"]["lr"], found["optimizer"]["schedule"]) == (1e-5, "none")
+    assert found["gamma"]["gamma_schedule"] == "cosine"
+    assert found["init"] == weights.name
+    before = torch.load(weights, weights_only=True)["state_dict"]
+    for name, value in state["model"].items():
+        if name.startswith(("h_a.", "h_s.")):
+            assert torch.equal(value, before[name]), name
+    moved = (state["model"]["g_a.branch.0.weight"] - before["g_a.branch.0.weight"]).abs().max()
+    assert 0 < float(moved) < 1e-4
+    assert [row["lr"] for row in rows(run)] == [1e-5, 1e-5]
+    again = tmp_path / "again"
+    assert lic(*command(photos, again, "--finetune", run, "--finetune-lr", 1e-4)).code == 0
+    assert config(again)["optimizer"]["lr"] == 1e-4
+
+
+def test_metrics_tell_of_tasks_and_regularisation(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    more = (
+        "--objective", "balanced", "--spectral-reg", "--truncation-epochs", 0.5,
+        "--inter-scale-reg", "--tensorboard",
+    )  # fmt: skip
+    done = lic(*command(photos, tmp_path / "run", *more, "--val-share", 0.5))
+    assert done.code == 0, done.err
+    assert no_export
+    assert done.err.count("loss: D, R by progress (FAMO), of bpp + 0.013 * 255^2 * MSE") == 1
+    first, last = (row for row in rows(tmp_path / "run") if "loss" in row)
+    assert first["tau"] == pytest.approx(0.05) and last["tau"] is None
+    assert -0.1 <= last["inter_scale"] <= 0 and "inter_scale" not in first
+    for name in ("z/D", "omega/R", "delta/D", "logit/R", "gamma/R", "lambda_eff", "progress/D"):
+        assert name in last, name
+    table = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert "lambda_eff" in table[0].split(",")
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_the_literal_form_warns(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    more = ("--inter-scale-reg", "--inter-scale-form", "literal")
+    done = lic(*command(photos, tmp_path / "run", *more))
+    assert done.code == 0 and "literal has no lower bound" in done.err
+    assert no_export
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--lmbda", 0), "--lmbda is 0.0; expected a number above 0"),
+        (("--lmbda", -1), "--lmbda is -1.0"),
+        (("--metric", "psnr"), "--metric is 'psnr'; expected mse or ms-ssim"),
+        (("--size", "lite"), "--size is lite"),
+        (("--min-losses", "x"), "--min-losses is 'x'; expected 1 or 2 or 5 or 7 numbers"),
+        (("--objective", "balanced", "--min-losses", "-1,-1,-1,-1,-1"), "expected 1, or 2"),
+        (("--cautious", "--optimizer", "soap"), "--cautious and --optimizer soap contradict"),
+        (("--freeze", "nonsense"), "--freeze has 'nonsense'"),
+        (("--milestones", "3000,10", "--milestone-factors", "1,1"), "expected as many of both"),
+        (("--gamma-schedule", "hierarchical", "--objective", "balanced"), "--gamma-schedule"),
+        (("--crop", 64), "crops are 64 pixels wide; expected a multiple of 128"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_made(
+    lic: Lic, photos: Path, tmp_path: Path, options: Any, said: str
+) -> None:
+    done = lic(*command(photos, tmp_path / "run", *options))
+    assert done.code == 2, done.err
+    assert said in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_sources_are_refused(lic: Lic, photos: Path, tmp_path: Path, weights: Path) -> None:
+    small = tmp_path / "factorized.pth.tar"
+    torch.save(FactorizedPrior(FactorizedConfig(N=8, M=12)).state_dict(), small)
+    run = tmp_path / "run"
+    for more, code, said in (
+        (("--finetune", small), 2, "leave it out with bmshj2018-factorized"),
+        (("--finetune", weights, "--size", "base"), 2, "--size is base, but"),
+        (("--finetune", tmp_path / "none.pth.tar"), 5, "none.pth.tar"),
+        (("--finetune", weights, "--init", weights), 2, "--init and --finetune both"),
+    ):
+        done = lic(*command(photos, run, *more))
+        assert done.code == code and said in done.err, done.err
+    done = lic("train", "bmshj2018", photos, "-o", run, "--init", weights, "--crop", 128)
+    assert done.code == 2 and "is hpcm; expected bmshj2018-factorized or" in done.err
+    assert not run.exists()
+
+
+def test_one_broken_photo_among_many_is_left_out(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    (photos / "broken.png").write_bytes(b"no picture")
+    done = lic(*command(photos, tmp_path / "run", "--val-share", 0, "--steps", 4))
+    assert done.code == 0, done.err
+    assert f"left out {photos / 'broken.png'}: " in done.err
+    assert no_export
+
+
+def test_a_run_is_resumed_by_its_own_command(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    assert lic(*command(photos, tmp_path / "run")).code == 0
+    assert no_export
+    done = lic("train", "bmshj2018", photos, "-o", tmp_path / "run", "--resume")
+    assert done.code == 2 and "is a run of lic train hpcm; resume it by that command" in done.err
+
+
+def test_schedules_are_drawn(lic: Lic, tmp_path: Path) -> None:
+    picture = tmp_path / "gamma.png"
+    done = lic("train", "schedules", "--plot", picture, "--gamma-initial", 0.01)
+    assert done.code == 0, done.err
+    with Image.open(picture) as image:
+        assert image.width > 600
+    missing = lic("train", "schedules", "--plot", tmp_path / "none" / "a.png")
+    assert missing.code == 7 and "cannot be written" in missing.err
