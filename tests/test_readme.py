@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,9 +59,12 @@ def test_commands_of_the_training_guide(
     from lic.cli.app import run
     from lic.codec.models import FactorizedConfig, FactorizedPrior
     from lic.codec.models.bmshj2018 import SIZES
+    from lic.codec.models.hpcm_config import SIZES as HPCM_SIZES
+    from tests.trainers.test_hpcm import MINI
 
     monkeypatch.chdir(photos)
     monkeypatch.setitem(SIZES, "lite", (8, 12))
+    monkeypatch.setitem(HPCM_SIZES, "tiny", replace(MINI, placement="upstream"))
     torch.manual_seed(0)
     model = FactorizedPrior(FactorizedConfig(N=8, M=12))
     torch.save(model.state_dict(), photos / "bmshj2018-factorized.pth.tar")
@@ -72,9 +76,13 @@ def test_commands_of_the_training_guide(
     commands = _commands((ROOT / "trainers" / "GUIDE.md").read_text())
     assert len(commands) > 8
     for command in commands:
-        command = command.replace("--size 4", "--size lite")
+        command = command.replace("--size 4", "--size lite").replace("--size base", "--size tiny")
         if command.startswith("lic train bmshj2018") and "--resume" not in command:
             command += few
+        if command.startswith("lic train hpcm"):
+            command += few.replace(" --start random", "") + " --crop 128"
+            if "--size" in command:
+                command += " --placement corrected"
         if command.startswith("lic train relu"):
             command += few.replace(" --start random", "")
         if "--qat" in command:
