@@ -33,7 +33,7 @@ TRAINERS_LAYERS = (
     ("sections",),
     ("objective_options",),
     ("config", "schedules", "gamma", "files", "photos", "workers", "crop_manifest", "curves"),
-    ("recipes", "cautious", "gamma_plot", "groups", "search_space", "studies"),
+    ("recipes", "cautious", "gamma_plot", "groups", "search_space", "studies", "trials", "analysis_plots"),
     ("losses", "optimizers", "data", "prepare", "precision", "guard", "ema", "stopping"),
     ("models", "steps", "balance", "tasks"),
     (
@@ -41,9 +41,10 @@ TRAINERS_LAYERS = (
         "checkpoints", "validation", "trackers", "reconstructions",
     ),
     ("balanced",),
+    ("stepper",),
     ("loop",),
     ("runs",),
-    ("sweep", "analysis"),
+    ("sweep", "analysis", "analysis_report"),
 )  # fmt: skip
 TORCH_MODULES = ("lic.codec.models", "lic.codec.backends.torch_")
 SLOW = ("torch", "onnxruntime", "numpy", "PIL", "rich", "onnx", "lightning_fabric")

@@ -22,6 +22,7 @@ from lic.trainers.config import SECTIONS, TrainConfig
 from lic.trainers.files import CHECKPOINTS
 from lic.trainers.loop import Trainer
 from lic.trainers.sections import option_name
+from lic.trainers.stepper import Stepper
 from lic.trainers.trackers import METRICS
 
 Lic = Callable[..., Any]
@@ -346,17 +347,17 @@ def test_a_full_disk_ends_in_a_sentence_and_keeps_the_checkpoint(
     lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
     run = tmp_path / "run"
-    real = Trainer._train_step
+    real = Stepper.take
     disk: list[Any] = []
 
-    def train_step(trainer: Trainer, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def take(stepper: Stepper, step: int, x: torch.Tensor) -> dict[str, torch.Tensor]:
         # From the third step on; the checkpoint of the second is written.
-        if trainer.step == 2:
+        if step == 2:
             disk.append(files_end_at(10 if full == METRICS else 10_000))
             disk[0].__enter__()
-        return real(trainer, x)
+        return real(stepper, step, x)
 
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    monkeypatch.setattr(Stepper, "take", take)
     try:
         done = lic(*small_run(run, photos))
     finally:
@@ -372,14 +373,14 @@ def test_ctrl_c_ends_with_a_checkpoint_and_its_exit_code(
     import os
     import signal
 
-    real = Trainer._train_step
+    real = Stepper.take
 
-    def train_step(trainer: Trainer, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        if trainer.step == 2:
+    def take(stepper: Stepper, step: int, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(trainer, x)
+        return real(stepper, step, x)
 
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    monkeypatch.setattr(Stepper, "take", take)
     done = lic(*small_run(tmp_path / "run", photos))
     assert done.code == 130
     assert "stopped after the checkpoint of step 3; --resume goes on" in done.err

@@ -170,7 +170,7 @@ def test_task_weights_that_are_lost_change_the_run(tmp_path: Path, large: Path) 
     run(begin(tmp_path / "parts", large, **options))
     (tmp_path / "parts" / CHECKPOINTS / "step-00000006.pt").unlink()
     resumed = again(tmp_path / "parts", large)
-    objective: Any = resumed.objective
+    objective: Any = resumed.stepper.objective
     with torch.no_grad():
         objective.weights.logits.zero_()
     assert not identical(weights(run(resumed)), weights(expected))
@@ -230,13 +230,13 @@ class Fails(RateDistortion):
 def test_a_batch_of_no_use_is_skipped(tmp_path: Path, large: Path, kind: str) -> None:
     trainer = begin(tmp_path, large, skip_nonfinite=2, ema=0.9)
     notes: list[str] = []
-    trainer.say = notes.append
-    trainer.objective = Fails({2, 4}, kind)
+    trainer.stepper.say = notes.append
+    trainer.stepper.objective = Fails({2, 4}, kind)
     seen: list[dict[str, Tensor]] = []
     run(trainer, lambda _: seen.append(weights(trainer)))
     assert identical(seen[2], seen[1]) and identical(seen[4], seen[3])
     assert not identical(seen[3], seen[2])
-    assert trainer.objective.forgotten == 2
+    assert trainer.stepper.objective.forgotten == 2
     assert [note.split(":")[0] for note in notes] == ["skipped step 2", "skipped step 4"]
     assert rows(tmp_path)[2]["loss"] is None and rows(tmp_path)[-1]["skipped"] == 2
     state = load(find_checkpoint(tmp_path))
@@ -245,7 +245,7 @@ def test_a_batch_of_no_use_is_skipped(tmp_path: Path, large: Path, kind: str) ->
 
 def test_too_many_batches_of_no_use_end_the_run(tmp_path: Path, large: Path) -> None:
     trainer = begin(tmp_path, large, skip_nonfinite=2)
-    trainer.objective = Fails({3, 4}, "loss")
+    trainer.stepper.objective = Fails({3, 4}, "loss")
     with pytest.raises(TrainingError, match=r"step 4: a loss of nan .* 2 in a row"):
         run(trainer)
     assert load(find_checkpoint(tmp_path))["step"] == 3
@@ -258,7 +258,7 @@ def test_a_bound_above_a_loss_ends_the_run_with_its_checkpoint(tmp_path: Path, l
     def raise_bound(values: dict[str, float]) -> None:
         calls.append(values["step"])
         if values["step"] == 4:
-            objective: Any = trainer.objective
+            objective: Any = trainer.stepper.objective
             objective.weights.min_losses[1] = 50.0
 
     with pytest.raises(TrainingError, match=r"task R is .* lower bound, 50"):
@@ -285,7 +285,7 @@ def test_the_loaded_model_is_the_trained_one(tmp_path: Path, large: Path) -> Non
 def test_half_precision_keeps_losses_in_float32(tmp_path: Path, large: Path) -> None:
     trainer = begin(tmp_path, large, amp="bf16", objective="balanced", steps=2)
     seen: list[torch.dtype] = []
-    objective: Any = trainer.objective
+    objective: Any = trainer.stepper.objective
     inner = objective.tasks.of
 
     def spy(terms: Terms) -> Tensor:

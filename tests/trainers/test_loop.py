@@ -250,7 +250,7 @@ def test_a_line_of_metrics_has_the_means_since_the_last_one_after_a_stop_too(
 @pytest.mark.parametrize("kind", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, photos: Path, kind: str) -> None:
     run = begin(tmp_path, photos)
-    run.objective = FailsAt(8, kind)
+    run.stepper.objective = FailsAt(8, kind)
     with pytest.raises(TrainingError, match=f"step 8: the loss is {kind} .bpp .* on batch 8"):
         run.run(quiet)
     assert last(tmp_path)["step"] == 6
@@ -261,7 +261,7 @@ def test_a_gradient_that_is_not_finite_takes_no_step(
     tmp_path: Path, photos: Path, max_grad_norm: float
 ) -> None:
     run = begin(tmp_path, photos, {"max_grad_norm": max_grad_norm})
-    run.objective = FailsAt(11, "gradient")
+    run.stepper.objective = FailsAt(11, "gradient")
     with pytest.raises(TrainingError, match=r"step 11: the gradient's norm is (nan|inf)"):
         run.run(quiet)
     state = last(tmp_path)
@@ -354,7 +354,7 @@ def test_the_scale_of_gradients_changes_once_a_step(
     precision = MixedPrecision("16-mixed", "cpu", scaler)
     monkeypatch.setattr(run.fabric.strategy, "_precision", precision)
     seen: list[float] = []
-    for named in run.optimizers:
+    for named in run.stepper.optimizers:
         named.optimizer.register_step_pre_hook(lambda *_: seen.append(scaler.get_scale()))
     run.run(quiet)
     assert seen == [4.0] * 3 + [8.0] * 3 + [16.0] * 3
@@ -439,7 +439,7 @@ def test_validation_comes_as_often_as_asked_and_a_plateau_follows_it(
     }  # fmt: skip
     run = begin(tmp_path / "run", photos, options)
     # Nothing is better than this, so that every validation is one without gain.
-    run.schedule.update(-1e9)
+    run.stepper.schedule.update(-1e9)
     run.run(quiet)
     rows = metrics(tmp_path / "run")
     assert [m["step"] for m in rows if "val_loss" in m] == [3, 6, 9, 12]

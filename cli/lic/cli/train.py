@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 _SHARED = ("run", "data", "loss", "optimizer", "precision", "qat", "watch", "checkpoint", "bundle")
-_SHARED_HPCM = (
+HPCM_SECTIONS = (
     "objective", "gamma", "spectral", "finetune", *(name for name in _SHARED if name != "qat"),
 )  # fmt: skip
 # Of other models, or of losses without a lambda.
-_NOT_HPCM = frozenset(
+NOT_HPCM = frozenset(
     ("arch", "start", "loss", "alpha_l1", "lambda_bpp", "entropy_lr", "eb_aux", "eb_aux_lr")
 )
 
@@ -82,7 +82,7 @@ def relu(
 
 
 @app.command(cls=SectionedCommand)
-@with_config(recipes.hpcm(), ("model", *_SHARED_HPCM), Run, omit=_NOT_HPCM)
+@with_config(recipes.hpcm(), ("model", *HPCM_SECTIONS), Run, omit=NOT_HPCM)
 def hpcm(
     run: Run,
     given: dict[str, Any],
@@ -117,7 +117,7 @@ def hpcm(
         if metric not in ("mse", "ms-ssim"):
             raise ConfigError(f"--metric is {metric!r}; expected mse or ms-ssim")
         given = {**given, "loss": metric}
-    given = _cautious(given, cautious)
+    given = with_caution(given, cautious)
     if init and finetune:
         raise ConfigError("--init and --finetune both name a model to start from; give one of them")
     source = finetune or init
@@ -138,7 +138,7 @@ def hpcm(
     run.go(recipe, given, source, model, command="hpcm")
 
 
-def _cautious(given: dict[str, Any], cautious: bool | None) -> dict[str, Any]:
+def with_caution(given: dict[str, Any], cautious: bool | None) -> dict[str, Any]:
     """Return the options with the optimiser that --cautious or the balanced recipe asks for."""
     if cautious is None:
         balanced = given.get("objective") == "balanced" and "optimizer" not in given

@@ -93,8 +93,8 @@ def heat_map(
     width = 92.0 * len(across.values) if cells else 440.0
     height = 46.0 * len(up.values) if cells else 320.0
     # Room for the title, which may be wider than few columns.
-    margin = max(0.0, _length(title, 16) - width - 120)
-    canvas = _Canvas(84 + width + 136 + margin, 56 + height + 56)
+    margin = max(0.0, _length(title, 16) - width - 180)
+    canvas = _Canvas(84 + width + 190 + margin, 56 + height + 56)
     low, high, over = _shades(list(values.values()))
     frame = (84.0, 56.0, 84 + width, 56 + height)
     canvas.text(84, 26, title, 16)

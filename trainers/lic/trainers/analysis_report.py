@@ -22,7 +22,7 @@ from lic.trainers.analysis import (
 )
 from lic.trainers.analysis_plots import Axis, Dot, dots, heat_map, rate_distortion
 from lic.trainers.files import write_whole, writing
-from lic.trainers.search_space import MEASURE, RECIPES, told
+from lic.trainers.search_space import MEASURE, RECIPES, shown, told
 
 REPORT: Final = "report.md"
 TABLE: Final = "trials.csv"
@@ -91,7 +91,7 @@ def warnings(found: Findings) -> list[str]:
 
 
 def recommended(found: Findings) -> dict[str, tuple[Pick, str]]:
-    """Return what --config takes, by the name of the file: options other than the recipe's.
+    """Return what --config takes, by the name of the file: what was swept, and is no default.
 
     Where one setting is recommended for all lambdas, its file leaves a swept lambda open.
     """
@@ -110,7 +110,8 @@ def recommended(found: Findings) -> dict[str, tuple[Pick, str]]:
             if isinstance(values, dict)
             and (changed := {
                 name: value for name, value in values.items()
-                if value != recipe[section][name] and name not in left_out
+                if name not in left_out
+                and (name in own or name in dict(pick.setting) or value != recipe[section][name])
             })
         }  # fmt: skip
         single = len(found.picks) == 1
@@ -209,7 +210,7 @@ def _names(found: Findings) -> list[str]:
 
 def _values(found: Findings, setting: Setting) -> list[str]:
     values = dict(setting)
-    return [str(values[name]) for name in _names(found)]
+    return [shown(values[name]) for name in _names(found)]
 
 
 def _named(setting: Setting) -> str:
@@ -233,7 +234,9 @@ def _csv(found: Findings) -> str:
         started, ended = trial.datetime_start, trial.datetime_complete
         seconds = (ended - started).total_seconds() if started and ended else ""
         known = {n: v for n, v in trial.user_attrs.items() if isinstance(v, str | int | float)}
-        rows.append({"trial": trial.number, "state": state(trial), "seconds": seconds, **known})
+        place = trial.user_attrs.get("place", {})
+        times = {"trial": trial.number, "state": state(trial), "seconds": seconds}
+        rows.append({**times, **known, **place})
     text = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -272,7 +275,7 @@ def _heat(found: Findings, measure: Measure, results: Sequence[Result]) -> Image
     words = {
         _place(trial.user_attrs): state(trial)
         for trial in found.trials
-        if set(HEAT) <= trial.user_attrs.keys() and Measure.of(trial.user_attrs) == measure
+        if set(HEAT) <= trial.user_attrs.keys() and Measure.of(trial, found.base) == measure
     }
     words = {place: word for place, word in words.items() if place not in values}
     places = [*values, *words]

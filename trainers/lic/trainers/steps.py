@@ -1,10 +1,11 @@
-"""What a training step may leave out, and what it must leave as it was."""
+"""What a training step may leave out, what it must leave as it was, and means over steps."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lic.codec.errors import TrainingError
 
@@ -68,3 +69,32 @@ def unchanged_buffers(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in kept:
                 buffer.copy_(value)
+
+
+class Means:
+    """Means of what the steps give, each over the steps that gave it; on the device until asked."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add what one step gave, scalars by name."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.float()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, Tensor]:
+        """Return the means, and begin anew."""
+        found = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return sums and counts."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take back what `state_dict` gave."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._counts = {name: int(count) for name, count in state["counts"].items()}

@@ -5,35 +5,23 @@ numbers alone, and each waits until those have said what they took, so that noth
 A trial's value is the last val_loss, the plain sum of rate and distortion, whatever it minimised.
 """
 
-import math
 import platform
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import optuna
-from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from lic.codec.errors import ConfigError, LicError, OutputError, TrainingError
 from lic.trainers.config import SECTIONS, TrainConfig
 from lic.trainers.files import writing
-from lic.trainers.search_space import (
-    LENGTH,
-    MEASURE,
-    Dimension,
-    Value,
-    Values,
-    cells,
-    check_space,
-    told,
-)
+from lic.trainers.search_space import TRIALS, Plan, Values, cells, told
 from lic.trainers.sections import option_name
 from lic.trainers.studies import (
     CLAIM,
@@ -49,17 +37,12 @@ from lic.trainers.studies import (
     writing_to,
 )
 from lic.trainers.trackers import Tracker
+from lic.trainers.trials import TrialSampler, Validations, measured, suggested
 
 Train = Callable[[TrainConfig, Path, Tracker], None]
 Say = Callable[[str], object]
+Key = tuple[tuple[str, Any], ...]
 
-SAMPLERS: Final = ("grid", "random", "tpe")
-PRUNERS: Final = ("median", "none")
-# Of random and tpe, which have no end of their own.
-TRIALS: Final = 20
-
-# Share of a run before which no trial is compared with others.
-WARMUP: Final = 0.25
 FAILURES_IN_A_ROW: Final = 3
 # Of one set of sampled options: what kills the process would come first each time.
 MOST_ATTEMPTS: Final = 3
@@ -110,21 +93,22 @@ class Sweep:
         self._say = say
         self._grace = grace
         self._in_a_row = 0
+        self._number = -1
         self._silent: set[int] = set()
         _check_folder(folder)
         self.url = url or default_url(folder)
         with writing(folder, ""):
             folder.mkdir(parents=True, exist_ok=True)
         self._sampler = TrialSampler(plan.sampler, plan.base.run.seed)
-        prunes = plan.pruner == "median" and not plan.unprunable()
-        self._prunes = prunes
+        self._prunes = plan.pruner == "median" and not plan.unprunable()
+        pruners = optuna.pruners
         storage = open_storage(self.url, heartbeat=heartbeat, grace=grace)
         with writing_to(self.url):
             self.study = create_study(
                 storage,
                 name or folder.resolve().name,
                 sampler=self._sampler,
-                pruner=optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
+                pruner=pruners.MedianPruner() if self._prunes else pruners.NopPruner(),
             )
             self._agree()
             failed = [t.number for t in self._trials() if FAILURE in t.user_attrs]
@@ -141,7 +125,15 @@ class Sweep:
         """
         with writing_to(self.url):
             while self._missing():
-                self.study.optimize(self._trial, n_trials=1, catch=(_Failed, _Spare))
+                try:
+                    self.study.optimize(self._trial, n_trials=1, catch=(_Failed, _Spare))
+                except KeyboardInterrupt:
+                    self._say("stopped; the same command goes on with what is missing")
+                    raise
+                # Optuna tells the end of a trial even where it was taken away.
+                except (UpdateFinishedTrialError, ValueError):
+                    if not self._taken_away():
+                        raise
             return self.tally()
 
     def tally(self) -> Tally:
@@ -158,14 +150,26 @@ class Sweep:
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
+    def _taken_away(self) -> bool:
+        """Return whether the present trial was ended by another process, and say so."""
+        number = self._number
+        trial = next(trial for trial in self._trials() if trial.number == number)
+        if not is_lost(trial):
+            return False
+        self._say(
+            f"trial {number}: another process took it as dead after {self._grace} s without a "
+            "sign of life; its result does not count"
+        )
+        return True
+
     def _agree(self) -> None:
         """Write what the study is, or refuse to mix it with something else."""
-        mine = {
+        mine: dict[str, Any] = {
             "model": self.plan.model,
             "base": self.plan.base.to_dict(),
             "over": {d.name: d.text for d in self.plan.space},
         }
-        if not self.study.user_attrs:
+        if PLAN not in self.study.user_attrs and not self._trials():
             self.study.set_user_attr(PLAN, mine)
             return
         known = plan_of(self.study)
@@ -185,8 +189,8 @@ class Sweep:
 
     def _missing(self) -> bool:
         """Return whether there is something to do, after a wait for what may be dead elsewhere."""
-        # One after the other, each has a whole grace period to be found dead in.
-        until = time.monotonic() + self._grace + 1
+        # Whatever is dead is found to be so in that time; databases count in whole seconds.
+        until = time.monotonic() + self._grace + 2
         waits = False
         while True:
             with warnings.catch_warnings(action="ignore"):
@@ -217,8 +221,8 @@ class Sweep:
         repeated = {trial.user_attrs.get(CLAIM, {}).get("again") for trial in trials}
         for trial in trials:
             attempt = trial.user_attrs.get(CLAIM, {}).get("attempt", 1)
-            lost = (is_lost(trial) and trial.params) or trial.number in self._again
-            if lost and trial.number not in repeated and attempt < MOST_ATTEMPTS:
+            lost = is_lost(trial) and trial.params and attempt < MOST_ATTEMPTS
+            if (lost or trial.number in self._again) and trial.number not in repeated:
                 values = dict(trial.params)
                 return {"values": values, "again": trial.number, "attempt": attempt + 1}
         return {"values": {}}
@@ -226,14 +230,13 @@ class Sweep:
     def _next_cell(
         self, trials: Sequence[FrozenTrial], counted: Sequence[FrozenTrial]
     ) -> dict[str, Any] | None:
-        every = cells(self.plan.space)
-        taken = [_taken(trial) for trial in counted]
-        begun = [_taken(trial) for trial in trials]
-        missing = [cell for cell in every if cell not in taken]
+        taken = {_cell(trial) for trial in counted}
+        begun = Counter(_cell(trial) for trial in trials)
+        missing = [cell for cell in cells(self.plan.space) if _key(cell) not in taken]
         if not missing or (self.plan.trials and len(taken) >= self.plan.trials):
             return None
         # What was begun and lost comes last: it may be what kills the process.
-        return {"values": min(missing, key=begun.count)}
+        return {"values": min(missing, key=lambda cell: begun[_key(cell)])}
 
     def _counts(self, trial: FrozenTrial) -> bool:
         """Return whether nobody has to do a trial's work again."""
@@ -244,6 +247,7 @@ class Sweep:
         return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
     def _trial(self, trial: optuna.Trial) -> float:
+        self._number = trial.number
         claim = self._next(self._earlier(trial.number))
         trial.set_user_attr(CLAIM, {"spare": True} if claim is None else claim)
         if claim is None:
@@ -266,9 +270,12 @@ class Sweep:
         except LicError as error:
             self._fail(trial, error)
             raise _Failed from error
+        except optuna.TrialPruned:
+            self._in_a_row = 0
+            raise
         finally:
-            for name, measured in tracker.last.items():
-                trial.set_user_attr(name, measured)
+            for name, found in tracker.last.items():
+                trial.set_user_attr(name, found)
         self._in_a_row = 0
         self._say(f"trial {trial.number}: {measured(tracker.last)}")
         return value
@@ -320,9 +327,9 @@ class Sweep:
         return folder
 
     def _describe(self, trial: optuna.Trial, values: Values, folder: Path) -> None:
-        loss = self.plan.base.loss.to_dict()
         place = {"folder": str(folder.resolve()), "host": platform.node()}
-        for name, value in {**loss, **values, **place}.items():
+        lmbda = self.plan.base.loss.lmbda
+        for name, value in {"lmbda": lmbda, **values, "place": place}.items():
             trial.set_user_attr(name, value)
 
 
@@ -334,9 +341,13 @@ class _Spare(Exception):
     """A trial for which nothing was left."""
 
 
-def _taken(trial: FrozenTrial) -> dict[str, Any]:
+def _cell(trial: FrozenTrial) -> Key:
     """Return the values that a trial has or took on."""
-    return {**trial.user_attrs.get(CLAIM, {}).get("values", {}), **trial.params}
+    return _key({**trial.user_attrs.get(CLAIM, {}).get("values", {}), **trial.params})
+
+
+def _key(values: Mapping[str, Any]) -> Key:
+    return tuple(sorted(values.items()))
 
 
 def _check_folder(folder: Path) -> None:

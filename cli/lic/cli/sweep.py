@@ -1,0 +1,283 @@
+"""lic train sweep and lic train analyze: many runs with other options, and what they say."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lic.cli import options
+from lic.cli.config_options import read_config, write_config
+from lic.cli.console import Output
+from lic.cli.extras import require
+from lic.cli.training import CONFIG, DEVICES
+from lic.codec.errors import ConfigError, TrainingError
+from lic.trainers.config import SECTIONS, TrainConfig
+from lic.trainers.search_space import (
+    PRESETS,
+    PRUNERS,
+    RECIPES,
+    SAMPLERS,
+    TRIALS,
+    Dimension,
+    Plan,
+    parse_over,
+    parse_set,
+    told,
+)
+from lic.trainers.sections import option_name
+
+if TYPE_CHECKING:
+    from lic.trainers.trackers import Tracker
+
+_Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="SQLAlchemy's URL of a database, for processes on several machines. "
+        "[default: sqlite:///STUDY/study.db]"
+    ),
+]
+_Study = Annotated[
+    str | None, typer.Option(help="Name of the study there. [default: that of the folder]")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to those of lic train."""
+    app.command()(sweep)
+    app.command()(analyze)
+
+
+def sweep(
+    images: options.Folder,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the study; each trial has one in it.")
+    ],
+    model: Annotated[str, typer.Option(metavar="|".join(RECIPES), help="What is trained.")],
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="Option of the training and its values: gamma=0.001,0.003; a range such as "
+            "lr=1e-4..1e-2:log; slashes between texts, scale_weights=0.3,0.4,0.3/1,1,1. "
+            "Repeatable.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(PRESETS),
+            help="Sweep with a name: gamma and w_lr of --objective balanced, or the scale_weights "
+            "of hierarchical. --over replaces its values.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Option that all trials have: steps=20000. Repeatable.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of options; those given beside it win.")
+    ] = None,
+    sampler: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(SAMPLERS),
+            help="grid: all combinations; random; tpe: where val_loss was small before.",
+        ),
+    ] = "grid",
+    trials: Annotated[
+        int | None,
+        typer.Option(help=f"Trials in all. [default: the whole grid, {TRIALS} of others]"),
+    ] = None,
+    pruner: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(PRUNERS),
+            help="median ends trials that are worse than the median of others at the same step.",
+        ),
+    ] = "median",
+    storage: _Storage = None,
+    study: _Study = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also try trials again that failed before.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Train with many settings. The same command goes on, and others may help it elsewhere.
+
+    A trial's value is its last val_loss: rate plus lambda times distortion, whatever it minimised.
+    'lic train analyze' compares the trials.
+    """  # fmt: skip
+    if device not in DEVICES:
+        raise ConfigError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
+    base, space = _wanted(model, over or [], preset, set_ or [], config)
+    plan = Plan(
+        model=model, base=base, space=space, sampler=sampler, trials=trials, pruner=pruner,
+        retry_failed=retry_failed,
+    )  # fmt: skip
+    require("train", "torch", "lightning_fabric", "tomli_w")
+    require("sweep", "optuna")
+    from lic.trainers.sweep import Sweep
+
+    out = Output(-1 if quiet else 0)
+    _check_pictures(base, images)
+    trial = _Trial(images, device, out)
+    tally = Sweep(plan, output, trial.train, url=storage, name=study, say=out.note).run()
+    failed = f", {tally.failed} failed (--retry-failed tries them again)" if tally.failed else ""
+    out.note(
+        f"{tally.done} trials finished, {tally.pruned} pruned{failed}; 'lic train analyze {output}'"
+        " compares them"
+    )
+
+
+def analyze(
+    study: Annotated[Path, typer.Argument(help="Folder of a sweep; with --storage also a name.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the report. [default: STUDY/report]"),
+    ] = None,
+    storage: _Storage = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare the trials of a sweep: report, pictures, recommended options.
+
+    Settings with four lambdas are ranked by BD-rate, others by val_loss at each lambda. Different
+    lambdas are never ranked against each other.
+    """
+    require("train", "tomli_w")
+    require("sweep", "optuna")
+    from lic.trainers.analysis import find
+    from lic.trainers.analysis_report import REPORT, write_report
+    from lic.trainers.studies import default_url, find_study, reading
+
+    out = Output(-1 if quiet else 0)
+    url = storage or default_url(study)
+    with reading(url):
+        found = find(find_study(url, study.resolve().name, only=storage is None))
+    folder = output or study / "report"
+    for text in write_report(found, folder):
+        out.note(text)
+    for pick in found.picks:
+        out.note(f"recommended: {told(dict(pick.setting))} ({pick.reason})")
+    out.note(f"report -> {folder / REPORT}")
+
+
+def _wanted(
+    model: str, over: list[str], preset: str | None, settings: list[str], config: Path | None
+) -> tuple[TrainConfig, tuple[Dimension, ...]]:
+    """Return the base options of a sweep, and what it goes over.
+
+    Raises:
+        ConfigError: names or values that cannot be, or that contradict each other.
+    """
+    if model not in RECIPES:
+        raise ConfigError(f"--model is {model!r}; expected one of {', '.join(RECIPES)}")
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"--preset is {preset!r}; expected one of {', '.join(PRESETS)}")
+    chosen = PRESETS[preset] if preset else None
+    dimensions = [parse_over(text) for text in over]
+    own = {dimension.name for dimension in dimensions}
+    if chosen:
+        dimensions += [d for d in map(parse_over, chosen.over) if d.name not in own]
+    given = {**(chosen.settings if chosen else {}), **dict(map(parse_set, settings))}
+    swept = {dimension.name for dimension in dimensions}
+    both = sorted(swept & dict(map(parse_set, settings)).keys())
+    if both:
+        raise ConfigError(f"{both[0]} is given by --set and swept; leave one of them out")
+    given = {name: value for name, value in given.items() if name not in swept}
+    recipe = RECIPES[model]()
+    base = read_config(config, recipe) if config else recipe
+    if base.init:
+        raise ConfigError(
+            f"{config} is of a run that went on from {base.init}, and a sweep trains from scratch; "
+            "take the line out of the file"
+        )
+    _check_meaning(model, {*given, *swept})
+    if "steps" in {*given, *swept} and "epochs" not in {*given, *swept}:
+        given["epochs"] = 0
+    return base.updated(_with_optimizer(model, given, swept, config)), tuple(dimensions)
+
+
+def _with_optimizer(
+    model: str, given: dict[str, Any], swept: set[str], config: Path | None
+) -> dict[str, Any]:
+    """Return the options with the optimiser that lic train hpcm takes for them."""
+    if model != "hpcm" or config or "optimizer" in swept:
+        return given
+    from lic.cli.train import with_caution
+
+    return with_caution(given, None)
+
+
+def _check_meaning(model: str, names: set[str]) -> None:
+    """Refuse options that mean nothing to a model: all of their trials would be the same."""
+    from lic.cli.train import HPCM_SECTIONS, NOT_HPCM
+
+    sections = ("model", *HPCM_SECTIONS) if model == "hpcm" else set(SECTIONS) - {"replacement"}
+    known = {name for section in sections for name in vars(SECTIONS[section]())}
+    if model == "hpcm":
+        known -= NOT_HPCM - {"loss"}
+    for name in sorted(names - known):
+        raise ConfigError(f"{option_name(name)} means nothing to --model {model}; leave it out")
+
+
+def _check_pictures(config: TrainConfig, images: Path) -> None:
+    """Refuse folders that no trial could train on, or be measured on."""
+    from lic.trainers.data import find_photos, measurable, split_validation
+
+    photos = find_photos(images, config.data.prefix)
+    held = split_validation(images, photos, config.data)[1]
+    if not measurable(held, lambda _: None):
+        raise TrainingError(
+            f"{images}: no pictures to validate on, and a trial's value is its val_loss; name a "
+            "folder by --set val=FOLDER, or hold photos out by --set val_share=0.1"
+        )
+
+
+class _Trial:
+    """Trains the trials of a sweep, without a bundle at their end."""
+
+    def __init__(self, images: Path, device: str, out: Output) -> None:
+        self._images = images
+        self._device = device
+        self._out = out
+        self._said: set[str] = set()
+
+    def train(self, config: TrainConfig, folder: Path, tracker: "Tracker") -> None:
+        """Run one training in its folder.
+
+        Raises:
+            TrainingError: it went wrong, or there is not enough memory for it.
+        """
+        import torch
+
+        from lic.trainers import runs
+        from lic.trainers.models import new_model
+
+        place = runs.Place(images=self._images, folder=folder, device=self._device)
+        command = "hpcm" if config.model.arch == "hpcm" else "bmshj2018"
+        try:
+            fabric = runs.open_fabric(config, place)
+            write_config(config, folder / CONFIG, Output(-1))
+            trainer = runs.start(
+                new_model(config), config, place, fabric, self._say, fresh=True, command=command
+            )
+            trainer.trackers.append(tracker)
+            trainer.run(_nothing)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            reason = str(error).partition("\n")[0] or "no memory"
+            raise TrainingError(f"not enough memory for this trial ({reason})") from error
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._out.note(text)
+
+
+def _nothing(_: Mapping[str, float]) -> None:
+    """Leave lines of metrics to the trial's own folder."""
