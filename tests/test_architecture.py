@@ -33,7 +33,10 @@ TRAINERS_LAYERS = (
     ("sections",),
     ("objective_options",),
     ("config", "schedules", "gamma", "files", "photos", "workers", "crop_manifest", "curves"),
-    ("recipes", "cautious", "gamma_plot", "groups", "search_space", "studies", "trials", "analysis_plots"),
+    (
+        "recipes", "cautious", "gamma_plot", "groups", "search_space", "studies", "trials",
+        "analysis_plots",
+    ),
     ("losses", "optimizers", "data", "prepare", "precision", "guard", "ema", "stopping"),
     ("models", "steps", "balance", "tasks"),
     (

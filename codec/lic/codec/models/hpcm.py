@@ -271,7 +271,8 @@ class HPCM(ContextModel):
         residuals with uniform noise.
 
         Returns:
-            x_hat, not clamped, the latents, and likelihoods "y" (B, M, h, w) and "z" (B, N, h / 4, w / 4).
+            x_hat, not clamped, the latents, and likelihoods "y" (B, M, h, w) and "z"
+            (B, N, h / 4, w / 4).
 
         Raises:
             ConfigError: H or W is no multiple.
