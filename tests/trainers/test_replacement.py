@@ -18,7 +18,7 @@ from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
 from lic.trainers.config import ActivationConfig, ReplacementConfig
 from lic.trainers.models import Balle2018, gain_of
 from lic.trainers.replacement import Replaced, replace_activations
-from lic.trainers.start import pca_start
+from lic.trainers.start import STEP_AT_0013, pca_start
 
 NUMBERS = (1, 3, 5)
 SIDES = {"encoder": ("g_a",), "decoder": ("g_s",), "all": ("g_a", "g_s")}
@@ -38,7 +38,9 @@ def build(crops: Tensor, act: Any = "gdn", arch: str = "factorized") -> Balle201
         for module in model.modules():
             if isinstance(module, GDN):
                 beta = torch.rand_like(module.beta) + 0.5
-                gamma = 0.2 * torch.rand_like(module.gamma) ** 4
+                # Hidden values of the start are in steps of 24 grey levels.
+                scale = (STEP_AT_0013 / 255) ** (1 if module.simplified else 2)
+                gamma = 0.2 * scale * torch.rand_like(module.gamma) ** 4
                 module.beta.copy_(module.beta_reparam.init(beta))
                 module.gamma.copy_(module.gamma_reparam.init(gamma))
     return model.eval()

@@ -28,8 +28,8 @@ TAPS = slice(2, 4)
 HEAD_ROOM = 4.0
 # One quantisation step in grey levels that suits lambda 0.013; it goes with 1 / sqrt(lambda).
 STEP_AT_0013 = 24.0
-# Where GDN begins to learn from: at nought its parameters have no gradient.
-GAMMA = 1e-3
+# What GDN begins to learn from, as a share of beta: at nought gamma has no gradient.
+GAMMA = 1e-2
 
 
 class Crops(Protocol):
@@ -47,6 +47,8 @@ class WiderCrops(Protocol):
 
 
 class _Layer(NamedTuple):
+    """One layer of the block transform, of inputs on the scale of pixels."""
+
     basis: Tensor  # (K, C, 2, 2), orthonormal rows
     mean: Tensor  # (C, 2, 2), of the patches
     room: Tensor  # (K,), standard deviations: ReLU needs HEAD_ROOM of them above zero
@@ -77,15 +79,17 @@ def _start_encoder(
     """Fill g_a for hidden layers of `width` components; returns them, and the latents of x."""
     layers: list[_Layer] = []
     room = HEAD_ROOM if model.config.encoder_activation == "relu" else 0.0
+    unit, before = _unit(model.config.encoder_activation, step), 1.0
     for conv, act in pairs(model.g_a):
         conv = cast(nn.Conv2d, conv)
         # Only the channels that carry components count; the others are random at this point.
         known = x[:, : layers[-1].basis.shape[0]] if layers else x
-        layer = _principal_components(known, width if act else conv.out_channels)
+        layer = _principal_components(known * before, width if act else conv.out_channels)
         offset = room * layer.room if act else torch.zeros_like(layer.room)
-        _fill_encoder(conv, layer, offset, 1.0 if act else 1 / step, noise)
+        after = unit if act else step
+        _fill_encoder(conv, layer, offset, before, after, noise)
         layers.append(layer)
-        x = conv(x)
+        x, before = conv(x), after
         if act:
             x = make_linear(act, x)
     return layers, x
@@ -100,6 +104,7 @@ def _start_decoder(
 ) -> None:
     """Fill g_s with the transposed bases, from latents y on."""
     rooms = [float(kind == "relu") * HEAD_ROOM for kind in _kinds(model)]
+    unit, gone_in = _unit(model.config.decoder_activation, step), step
     for position, (deconv, act) in enumerate(pairs(model.g_s)):
         number = len(layers) - 1 - position
         layer = layers[number]
@@ -108,12 +113,12 @@ def _start_decoder(
         mean = layer.mean + ((rooms[1] - rooms[0]) * before.to(layer.mean))[:, None, None]
         offset = rooms[1] * layer.room if position else torch.zeros_like(layer.room)
         constant = mean - torch.einsum("kcij,k->cij", layer.basis, offset)
-        gain = 1.0 if position else step
+        comes_out = unit if act else 1.0
         _fill_decoder(
-            cast(nn.ConvTranspose2d, deconv), layer, constant, gain, noise,
-            held=bool(rooms[1]), first=not position, last=act is None,
+            cast(nn.ConvTranspose2d, deconv), layer, constant / comes_out, gone_in / comes_out,
+            noise, held=bool(rooms[1]), first=not position, last=act is None,
         )  # fmt: skip
-        y = deconv(y)
+        y, gone_in = deconv(y), comes_out
         if act:
             y = make_linear(act, y)
 
@@ -125,6 +130,15 @@ def _start_entropy(model: Balle2018, y: Tensor) -> None:
         cast(Tensor, cast(nn.Conv2d, model.h_s[-2]).bias).copy_(deviations)
         deviations = model.h_a(torch.abs(y)).std(dim=(0, 2, 3))
     model.entropy_bottleneck.init_scales(deviations)
+
+
+def _unit(activation: str, step: float) -> float:
+    """Return what a hidden value of 1 is on the scale of pixels.
+
+    GDN divides by beta + gamma x^2, and gamma is learned in steps of the learning rate whatever the
+    scale of x: with values far below 1 it would take ten thousands of them to do anything.
+    """
+    return step if activation in ("gdn", "igdn1") else 1.0
 
 
 def _kinds(model: Balle2018) -> tuple[str, str]:
@@ -139,8 +153,9 @@ def make_linear(act: nn.Module, x: Tensor) -> Tensor:
     """
     if isinstance(act, GDN):
         act.beta.copy_(act.beta_reparam.init(torch.ones_like(act.beta)))
-        gamma = GAMMA * torch.eye(len(act.beta), device=act.beta.device)
-        act.gamma.copy_(act.gamma_reparam.init(gamma))
+        size = torch.abs(x) if act.simplified else x * x
+        mean = size.mean(dim=(0, 2, 3)).clamp(min=1e-3)
+        act.gamma.copy_(act.gamma_reparam.init(torch.diag(GAMMA / mean)))
     elif isinstance(act, EncoderBlock | DecoderBlock):
         act.make_identity(x.abs().amax(dim=(0, 2, 3)))
     result: Tensor = act(x)
@@ -166,15 +181,16 @@ def _principal_components(x: Tensor, width: int) -> _Layer:
 
 
 def _fill_encoder(
-    conv: nn.Conv2d, layer: _Layer, offset: Tensor, gain: float, noise: float
+    conv: nn.Conv2d, layer: _Layer, offset: Tensor, before: float, after: float, noise: float
 ) -> None:
+    """Fill one convolution; a value of 1 is `before` on the scale of pixels, and `after` behind."""
     keep, channels = layer.basis.shape[:2]
     conv.weight.mul_(noise)
     conv.weight[:keep, :, :, :] = 0
-    conv.weight[:keep, :channels, TAPS, TAPS] = gain * layer.basis
+    conv.weight[:keep, :channels, TAPS, TAPS] = before / after * layer.basis
     bias = cast(Tensor, conv.bias)
     bias.zero_()
-    bias[:keep] = gain * (offset - (layer.basis * layer.mean).sum(dim=(1, 2, 3)))
+    bias[:keep] = (offset - (layer.basis * layer.mean).sum(dim=(1, 2, 3))) / after
 
 
 def _fill_decoder(
