@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm benchmark-training memory-hpcm round-trips soak clean
+.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives memory-hpcm round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -35,6 +35,11 @@ eval: $(VENV)/.dev
 benchmark-training: $(VENV)/.dev
 	sh tests/oracle/setup.sh
 	$(BIN)/python -m tests.oracle.throughput $(PHOTOS)
+
+# make benchmark-objectives PHOTOS=DIR: what the objectives of HPCM cost, against standard training.
+# ARGUMENTS="--size base --batch 1 --groups 2 --arms 0,1" measures Base against its floor.
+benchmark-objectives: $(VENV)/.dev
+	$(BIN)/python -m tests.trainers.costs $(PHOTOS) $(ARGUMENTS)
 
 benchmark-entropy: $(VENV)/.runtime
 	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400

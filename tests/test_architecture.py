@@ -32,12 +32,15 @@ CODEC_LAYERS = (
 TRAINERS_LAYERS = (
     ("sections",),
     ("objective_options",),
-    ("config", "schedules", "gamma", "files", "photos", "workers", "crop_manifest", "curves"),
+    (
+        "config", "schedules", "gamma", "files", "ranges", "tar_headers", "shards", "photos",
+        "workers", "crop_manifest", "curves",
+    ),
     (
         "recipes", "cautious", "gamma_plot", "groups", "search_space", "studies", "trials",
         "analysis_plots",
     ),
-    ("losses", "optimizers", "data", "prepare", "precision", "guard", "ema", "stopping"),
+    ("losses", "optimizers", "data", "prepare", "shard_writer", "precision", "guard", "ema", "stopping"),
     ("models", "steps", "balance", "tasks"),
     (
         "objective", "start", "replacement", "scope", "qat", "spectral", "inter_scale",

@@ -83,6 +83,9 @@ def test_commands_of_the_training_guide(
             command += few.replace(" --start random", "") + " --crop 128"
             if "--size" in command:
                 command += " --placement corrected"
+        if command.startswith("lic train sweep"):
+            command = command.replace("steps=4000", "steps=2 --set batch=1 --set start=random")
+            command += " --device cpu"
         if command.startswith("lic train relu"):
             command += few.replace(" --start random", "")
         if "--qat" in command:

@@ -13,6 +13,8 @@ import typer
 from lic.cli import options
 from lic.cli.console import Exit, Output
 from lic.trainers.prepare import PrepareConfig, prepare
+from lic.trainers.shard_writer import Sharded, index_shards, write_shards
+from lic.trainers.shards import INDEX
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,10 +75,7 @@ def prepare_crops(
             source, target, config,
             include_val=include_val, force=force, jobs=jobs or _cpus(), progress=progress,
         )  # fmt: skip
-    for path, reason in list(found.skipped.items())[:_LISTED]:
-        out.note(f"left out {path}: {reason}")
-    if len(found.skipped) > _LISTED:
-        out.note(f"left out {len(found.skipped) - _LISTED} more; {target} lists all")
+    _list_skipped(out, found.skipped, f"; {target} lists all")
     values = {
         "folder": str(target), "photos": found.photos, "crops": found.crops, "made": found.made,
         "skipped": {str(path): reason for path, reason in found.skipped.items()},
@@ -85,6 +84,78 @@ def prepare_crops(
     out.result(values, text)
     if not found.crops:
         raise typer.Exit(Exit.BATCH)
+
+
+@app.command("shards")
+def shards(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of photos, or one with train2017, as COCO has.")
+    ],
+    target: Annotated[Path, typer.Argument(help="Folder of the shards; 'lic train' takes it.")],
+    shard_mib: Annotated[
+        int, typer.Option(min=1, max=2**20, help="Most MiB of a shard, unless by one photo alone.")
+    ] = 1024,
+    prefix: Annotated[list[str] | None, typer.Option(help=_HELP["prefix"])] = None,
+    force: Annotated[
+        bool,
+        typer.Option("-f", "--force", help="Replace shards of other photos or another size."),
+    ] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write photos as they are into tar archives of the WebDataset layout, with an index.
+
+    Goes on where it stopped.
+    """
+    out = Output(-1 if quiet else 0, as_json)
+    with _told_if_stopped(out) as done, _bar(out, done) as progress:
+        found = write_shards(
+            source, target,
+            shard_bytes=shard_mib * 2**20, prefixes=tuple(prefix or ()), force=force,
+            progress=progress,
+        )  # fmt: skip
+    _list_skipped(out, found.skipped)
+    text = f"{found.photos} photos in {found.shards} shards ({found.made} new) -> {target}"
+    skipped = {str(path): reason for path, reason in found.skipped.items()}
+    out.result({"folder": str(target), **_counts(found), "skipped": skipped}, text)
+
+
+@app.command("index")
+def index(
+    places: Annotated[
+        list[str],
+        typer.Argument(metavar="SHARD...", help="Archives: paths or URLs, in their order."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The index.")] = Path(INDEX),
+    base: Annotated[
+        str,
+        typer.Option(
+            help="URL or folder that the shards will be read from. Default: where they are now."
+        ),
+    ] = "",
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write the index of shards that are there, for 'lic train'; reads each once, to its end."""
+    out = Output(-1 if quiet else 0, as_json)
+    with _bar(out, [0, 0]) as progress:
+        found = index_shards(places, output, base=base, force=force, progress=progress)
+    text = f"{found.photos} photos in {found.shards} shards -> {output}"
+    out.result({"index": str(output), **_counts(found)}, text)
+
+
+def _counts(found: Sharded) -> dict[str, int]:
+    return {
+        "photos": found.photos, "shards": found.shards, "made": found.made, "bytes": found.bytes,
+    }  # fmt: skip
+
+
+def _list_skipped(out: Output, skipped: dict[Path, str], where: str = "") -> None:
+    for path, reason in list(skipped.items())[:_LISTED]:
+        out.note(f"left out {path}: {reason}")
+    if len(skipped) > _LISTED:
+        out.note(f"left out {len(skipped) - _LISTED} more{where}")
 
 
 def _cpus() -> int:

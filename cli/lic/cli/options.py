@@ -43,5 +43,8 @@ Verbose = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Errors only.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures.")]
+Photos = Annotated[
+    Path, typer.Argument(help="Folder of pictures or of tar shards, or an index of shards.")
+]
 
 MAX_PIXELS = 2**28

@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sweep(
-    images: options.Folder,
+    images: options.Photos,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder of the study; each trial has one in it.")
     ],
@@ -228,10 +228,9 @@ def _check_meaning(model: str, names: set[str]) -> None:
 
 def _check_pictures(config: TrainConfig, images: Path) -> None:
     """Refuse folders that no trial could train on, or be measured on."""
-    from lic.trainers.data import find_photos, measurable, split_validation
+    from lic.trainers.data import find_pictures, measurable
 
-    photos = find_photos(images, config.data.prefix)
-    held = split_validation(images, photos, config.data)[1]
+    held = find_pictures(images, config.data, lambda _: None)[1]
     if not measurable(held, lambda _: None):
         raise TrainingError(
             f"{images}: no pictures to validate on, and a trial's value is its val_loss; name a "

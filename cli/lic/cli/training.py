@@ -31,7 +31,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 class Run:
     """Options that the training commands have in common, and what they do."""
 
-    images: options.Folder
+    images: options.Photos
     output: Annotated[
         Path,
         typer.Option("-o", "--output", help="Folder of the run: checkpoints, metrics, bundle."),

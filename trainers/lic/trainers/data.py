@@ -5,7 +5,9 @@ photo (1 gray, 3 RGB).
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lic.codec.errors import TrainingError
+from lic.codec.errors import ImageError, TrainingError
 from lic.codec.image_io import READABLE, read_picture
 from lic.codec.image_io.reader import open_image
 from lic.trainers.config import DataConfig
 from lic.trainers.crop_manifest import read_manifest
-from lic.trainers.photos import find_photos, split_validation
+from lic.trainers.photos import find_photos, find_pictures, split_validation
+from lic.trainers.ranges import Unreachable
+from lic.trainers.shards import Member, Photo
 from lic.trainers.workers import begin_worker, worker_context
 
-__all__ = ["TrainingData", "find_photos", "split_validation"]
+__all__ = ["TrainingData", "find_photos", "find_pictures", "split_validation"]
 
 MIN_SIDE = 32
+# In a row, not to be fetched. With a server gone each costs seconds; with one shard gone, the next
+# photo may well lie in another.
+_MOST_UNREACHABLE = 3
+_MOST_MISSING = 50
 
 # Crops, files that turned out to be of no use, and what went wrong.
-_Item = tuple[Tensor, dict[Path, str], str]
+_Item = tuple[Tensor, dict[Photo, str], str]
 
 
 class TrainingData:
@@ -49,7 +57,7 @@ class TrainingData:
 
     def __init__(
         self,
-        photos: Sequence[Path],
+        photos: Sequence[Photo],
         config: DataConfig,
         seed: int,
         *,
@@ -58,7 +66,7 @@ class TrainingData:
         """Make batches.
 
         Args:
-            photos: at least one.
+            photos: at least one; files, or members of shards.
             config: how.
             seed: of order, windows and sides.
             size: width and height of prepared crops; None looks them up.
@@ -69,12 +77,14 @@ class TrainingData:
         self.config = config
         self.seed = seed
         self.batch_size = config.batch
-        self.unreadable: dict[Path, str] = {}
+        self.unreadable: dict[Photo, str] = {}
         self.width, self.height = config.crop, config.crop
         if config.prepared:
             self.width, self.height = size or _prepared_size(photos)
-        self._photos = list(photos)
-        self._cache: dict[Path, NDArray[np.uint8]] = {}
+        # Of shards, they are made as they are asked for.
+        self._photos = photos
+        self._missed = 0
+        self._cache: dict[Photo, NDArray[np.uint8]] = {}
         self._cached = 0
         self._cache_bytes = config.cache_mib * 2**20
         self._shuffled: tuple[int, NDArray[np.intp]] | None = None
@@ -88,7 +98,8 @@ class TrainingData:
             world: number of processes.
 
         Raises:
-            TrainingError: no photo is of use, or a prepared crop has another size than the rest.
+            TrainingError: no photo is of use; a prepared crop has another size than the rest; or
+                the server of the shards is gone.
         """
         first = (step * world + rank) * self.batch_size
         crops = np.empty((self.batch_size, self.height, self.width, 3), np.uint8)
@@ -103,7 +114,7 @@ class TrainingData:
     @property
     def digest(self) -> str:
         """Tells these photos from others by their names, in order."""
-        names = "\n".join(path.name for path in self._photos)
+        names = "\n".join(photo.name for photo in self._photos)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
 
     def steps_per_epoch(self, world: int = 1) -> int:
@@ -119,7 +130,7 @@ class TrainingData:
         world: int = 1,
         workers: int | None = None,
         pin: bool | None = None,
-    ) -> Iterator[tuple[Tensor, dict[Path, str]]]:
+    ) -> Iterator[tuple[Tensor, dict[Photo, str]]]:
         """Yield the batches of steps start to stop, each with the unreadable files it revealed.
 
         The batches are those of `batch`, whatever the number of workers. Workers share the memory
@@ -155,7 +166,7 @@ class TrainingData:
             if error:
                 raise TrainingError(error)
             # Each worker comes across them by itself.
-            found = {path: why for path, why in unreadable.items() if path not in known}
+            found = {photo: why for photo, why in unreadable.items() if photo not in known}
             known.update(found)
             self.unreadable.update(found)
             yield crops, found
@@ -167,7 +178,7 @@ class TrainingData:
         """
         other = self._with(crop=crop, batch=batch)
         looked_at = self._photos[:64]
-        usable = sum(other._fits(_size(path)) for path in looked_at)
+        usable = sum(other._fits(_size(_source(photo))) for photo in looked_at)
         if usable < len(looked_at) / 2:
             other = self._with(batch=batch)
         other.seed = self.seed + 1
@@ -208,23 +219,43 @@ class TrainingData:
             window = window[::-1]
         return window
 
-    def _load(self, path: Path) -> NDArray[np.uint8] | None:
+    def _load(self, photo: Photo) -> NDArray[np.uint8] | None:
         """Return pixels (H, W, C), or None for a photo that is of no use."""
-        if path in self._cache or path in self.unreadable:
-            return self._cache.get(path)
+        if photo in self._cache or photo in self.unreadable:
+            return self._cache.get(photo)
+        source = photo if isinstance(photo, Path) else self._fetch(photo)
+        if source is None:
+            return None
         # The header tells the size at a hundredth of the time that pixels take.
-        size = _size(path)
+        size = _size(source)
         if size is not None and not self._fits(size):
-            self.unreadable[path] = f"{size[0]}x{size[1]} is under the crop size"
+            self.unreadable[photo] = f"{size[0]}x{size[1]} is under the crop size"
             return None
         try:
-            pixels = read_picture(path).pixels
+            pixels = _pixels(source, str(photo))
         # Whatever is wrong with one photo must not end a run of hours.
         except Exception as error:
-            self.unreadable[path] = str(error).removeprefix(f"{path}: ") or type(error).__name__
+            self.unreadable[photo] = str(error).removeprefix(f"{photo}: ") or type(error).__name__
             return None
-        self._keep(path, pixels)
+        self._keep(photo, pixels)
         return pixels
+
+    def _fetch(self, photo: Member) -> io.BytesIO | None:
+        """Return the bytes of a photo in a shard, None where only this one's cannot be had."""
+        try:
+            data = photo.read()
+        except (ImageError, Unreachable) as error:
+            self._missed += 1
+            most = _MOST_UNREACHABLE if isinstance(error, Unreachable) else _MOST_MISSING
+            if self._missed >= most:
+                raise TrainingError(
+                    f"{self._missed} photos in a row could not be fetched; the last, {error}. A "
+                    "run goes on from its last checkpoint with --resume"
+                ) from None
+            self.unreadable[photo] = str(error).removeprefix(f"{photo.place}: ")
+            return None
+        self._missed = 0
+        return io.BytesIO(data)
 
     def _fits(self, size: tuple[int, int] | None) -> bool:
         """Return whether a photo (width, height) is large enough.
@@ -242,14 +273,14 @@ class TrainingData:
             )
         return size[0] >= self.width and size[1] >= self.height
 
-    def _keep(self, path: Path, pixels: NDArray[np.uint8]) -> None:
+    def _keep(self, photo: Photo, pixels: NDArray[np.uint8]) -> None:
         """Keep decoded pixels while there is room.
 
         What came first stays: every photo comes once an epoch, so that nothing tells which of
         them comes next, and making room would only lose what is there.
         """
         if self._cached + pixels.nbytes <= self._cache_bytes:
-            self._cache[path] = pixels
+            self._cache[photo] = pixels
             self._cached += pixels.nbytes
 
 
@@ -310,23 +341,41 @@ def measurable(paths: Sequence[Path], say: Callable[[str], object]) -> list[Path
     return kept
 
 
-def _size(path: Path) -> tuple[int, int] | None:
-    """Return width and height by a picture's header, None where it has none to read."""
+def _source(photo: Photo) -> Path | io.BytesIO | None:
+    """Return what to read a photo from, None where a shard does not have it."""
     try:
-        with path.open("rb") as stream:
+        return photo if isinstance(photo, Path) else io.BytesIO(photo.read())
+    except ImageError:
+        return None
+
+
+def _pixels(source: Path | io.BytesIO, name: str) -> NDArray[np.uint8]:
+    """Return pixels (H, W, C), or let out whatever is wrong with a picture."""
+    if isinstance(source, Path):
+        return read_picture(source).pixels
+    return read_picture(source, name=name).pixels
+
+
+def _size(source: Path | io.BytesIO | None) -> tuple[int, int] | None:
+    """Return width and height by a picture's header, None where it has none to read."""
+    if source is None:
+        return None
+    try:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
             return open_image(stream, READABLE).size
     # Reading the picture says what is wrong, and in better words.
     except Exception:
         return None
 
 
-def _prepared_size(photos: Sequence[Path]) -> tuple[int, int]:
+def _prepared_size(photos: Sequence[Photo]) -> tuple[int, int]:
     """Return the width and height that crops were made with.
 
     Raises:
         TrainingError: they are not finished, not readable, or of a size that models cannot take.
     """
-    manifest = read_manifest(photos[0].parent.parent)
+    first = photos[0]
+    manifest = read_manifest(first.parent.parent) if isinstance(first, Path) else None
     if manifest is not None:
         if not manifest.complete:
             raise TrainingError(
@@ -334,12 +383,13 @@ def _prepared_size(photos: Sequence[Path]) -> tuple[int, int]:
                 "again, which goes on where it stopped"
             )
         return manifest.settings["width"], manifest.settings["height"]
-    size = next(filter(None, map(_size, photos)), None)
+    size = next(filter(None, (_size(_source(photo)) for photo in photos)), None)
     if size is None:
-        raise TrainingError(f"{photos[0].parent}: none of {len(photos)} crops can be read")
+        folder = first.parent if isinstance(first, Path) else first.place
+        raise TrainingError(f"{folder}: none of {len(photos)} crops can be read")
     if size[0] % 16 or size[1] % 16:
         raise TrainingError(
-            f"{photos[0]}: is {size[0]}x{size[1]}; expected sides that 16 divides for --prepared. "
+            f"{first}: is {size[0]}x{size[1]}; expected sides that 16 divides for --prepared. "
             "Make crops with 'lic data prepare', or leave out --prepared"
         )
     return size

@@ -24,6 +24,7 @@ from lic.trainers.models import Codec
 from lic.trainers.objective import Objective
 from lic.trainers.qat import Qat
 from lic.trainers.reconstructions import Reconstructions
+from lic.trainers.shards import Photo
 from lic.trainers.stepper import Stepper
 from lic.trainers.steps import Means
 from lic.trainers.stopping import Interrupted, peers_told_apart, stopped_by_signals
@@ -165,7 +166,7 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.steps
 
-    def _next(self, batches: Iterator[tuple[Tensor, dict[Path, str]]]) -> Tensor:
+    def _next(self, batches: Iterator[tuple[Tensor, dict[Photo, str]]]) -> Tensor:
         """Return the next batch (B, 3, S, S) in [0, 1] on the device."""
         before = time.monotonic()
         crops, unreadable = next(batches)

@@ -1,7 +1,7 @@
 """Which files are photos to train on, and which are kept to validate on; no torch here.
 
 Two layouts are known by their folders: that of COCO2017 (`train2017/`, `val2017/`), and what `lic
-data prepare` writes (`train/`, `val/` beside its manifest).
+data prepare` writes (`train/`, `val/` beside its manifest). Photos in shards are trained on whole.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 from lic.codec.errors import ImageError, TrainingError
 from lic.codec.image_io import READABLE_SUFFIXES
 from lic.trainers.config import DataConfig
+from lic.trainers.shards import Photo, Say, locate, open_members
 
 MANIFEST = "lic-crops.json"
 COCO = ("train2017", "val2017")
@@ -19,6 +20,32 @@ PREPARED = ("train", "val")
 
 # Of crops: what the photo was called, a digest of its place, and which crop of it this is.
 CROP_NAME = re.compile(r"(.+-[0-9a-f]{10})-\d+\.png")
+
+
+def find_pictures(place: Path, config: DataConfig, say: Say) -> tuple[Sequence[Photo], list[Path]]:
+    """Return the photos to train on and those to validate on.
+
+    Args:
+        place: a folder of photos or of shards; a shard; an index of shards.
+        config: says which.
+        say: takes notes for the user.
+
+    Raises:
+        LicError: as `find_photos`, `split_validation` and `open_members`.
+    """
+    shards = locate(place)
+    # Archives beside pictures may be what these were unpacked from; an index is there on purpose.
+    archives = bool(shards) and shards[0].suffix != ".json"
+    if not shards or (archives and list_pictures(training_part(place))):
+        return split_validation(place, find_photos(place, config.prefix), config)
+    members = open_members(shards, config.prefix, say)
+    if config.val:
+        return members, _first(_given(Path(config.val)), config.val_count)
+    say(
+        f"{place}: all photos of shards are trained on, and none is held out to validate on; name "
+        "a folder of other pictures for --val"
+    )
+    return members, []
 
 
 def find_photos(folder: Path, prefixes: Sequence[str] = ()) -> list[Path]:
@@ -122,7 +149,12 @@ def split_validation(
             f"{folder}: all {len(photos)} photos are for validation, none is left to train on; "
             "name another folder for --val"
         )
-    return training, sorted(sorted(held, key=_place)[: config.val_count])
+    return training, _first(held, config.val_count)
+
+
+def _first(held: Sequence[Path], count: int) -> list[Path]:
+    """Return so many, the same ones whatever others there are, in name order."""
+    return sorted(sorted(held, key=_place)[:count])
 
 
 def _given(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from lic.trainers.balance import Reduce
 from lic.trainers.balanced import MinNorm, Position, build_training_objective, objective_notes
 from lic.trainers.checkpoints import CheckpointManager, load
 from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig
-from lic.trainers.data import TrainingData, find_photos, measurable, split_validation
+from lic.trainers.data import TrainingData, find_pictures, measurable
 from lic.trainers.inter_scale import warning
 from lic.trainers.loop import Trainer, run_length
 from lic.trainers.losses import ms_ssim_note
@@ -223,8 +223,7 @@ def last_state(
 
 
 def _pictures(config: TrainConfig, place: Place, say: Say) -> tuple[TrainingData, list[Path]]:
-    photos = find_photos(place.images, config.data.prefix)
-    training, validation = split_validation(place.images, photos, config.data)
+    training, validation = find_pictures(place.images, config.data, say)
     data = TrainingData(training, config.data, seed=config.run.seed)
     return data, measurable(validation, say)
 
@@ -317,7 +316,7 @@ def _check_validation(config: TrainConfig, validation: Sequence[Path], say: Say)
     """Refuse what follows a validation where there is none, and tell of what has no pictures."""
     if validation:
         return
-    remedy = "name a folder for --val, or hold photos out by --val-share"
+    remedy = "name a folder for --val; of a folder of photos --val-share holds some out"
     if config.optimizer.schedule == "plateau":
         raise ConfigError(f"--schedule plateau: no pictures to validate on; {remedy}")
     if config.watch.recon_every:
