@@ -40,7 +40,10 @@ TRAINERS_LAYERS = (
         "recipes", "cautious", "gamma_plot", "groups", "search_space", "studies", "trials",
         "analysis_plots",
     ),
-    ("losses", "optimizers", "data", "prepare", "shard_writer", "precision", "guard", "ema", "stopping"),
+    (
+        "losses", "optimizers", "data", "prepare", "shard_writer", "precision", "guard", "ema",
+        "stopping",
+    ),
     ("models", "steps", "balance", "tasks"),
     (
         "objective", "start", "replacement", "scope", "qat", "spectral", "inter_scale",
