@@ -146,7 +146,7 @@ def test_metrics_tell_of_tasks_and_regularisation(
     lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
 ) -> None:
     more = (
-        "--objective", "balanced", "--spectral-reg", "--truncation-epochs", 0.5,
+        "--objective", "balanced", "--spectral-reg", "--truncation-epochs", 1000,
         "--inter-scale-reg", "--tensorboard",
     )  # fmt: skip
     done = lic(*command(photos, tmp_path / "run", *more, "--val-share", 0.5))
@@ -183,6 +183,7 @@ def test_the_literal_form_warns(
         (("--objective", "balanced", "--min-losses", "-1,-1,-1,-1,-1"), "expected 1, or 2"),
         (("--cautious", "--optimizer", "soap"), "--cautious and --optimizer soap contradict"),
         (("--freeze", "nonsense"), "--freeze has 'nonsense'"),
+        (("--finetune-lr", 1e-4), "--finetune-lr is the learning rate of --finetune"),
         (("--milestones", "3000,10", "--milestone-factors", "1,1"), "expected as many of both"),
         (("--gamma-schedule", "hierarchical", "--objective", "balanced"), "--gamma-schedule"),
         (("--crop", 64), "crops are 64 pixels wide; expected a multiple of 128"),
@@ -212,6 +213,15 @@ def test_bad_sources_are_refused(lic: Lic, photos: Path, tmp_path: Path, weights
     done = lic("train", "bmshj2018", photos, "-o", run, "--init", weights, "--crop", 128)
     assert done.code == 2 and "is hpcm; expected bmshj2018-factorized or" in done.err
     assert not run.exists()
+
+
+def test_a_file_cannot_ask_for_another_model(lic: Lic, photos: Path, tmp_path: Path) -> None:
+    options = tmp_path / "a.toml"
+    options.write_text('[model]\narch = "factorized"\nsize = "lite"\n')
+    arguments = ["train", "hpcm", photos, "-o", tmp_path / "run", "--config", options]
+    done = lic(*arguments, "--device", "cpu")
+    assert done.code == 2 and "arch is 'factorized', which lic train hpcm does not" in done.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_broken_photo_among_many_is_left_out(

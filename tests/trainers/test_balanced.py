@@ -62,7 +62,7 @@ def test_what_is_minimised_is_the_plain_sum_at_another_lambda(shift: float) -> N
     by_distortion = math.log(shift + distortion + h) - math.log(shift + distortion - h)
     assert by_distortion / by_rate == pytest.approx(expected, rel=1e-5)
     assert lambda_ratio(objective, bpp=bpp, mse=mse) == pytest.approx(expected, rel=1e-5)
-    assert objective.values()["lambda_eff"] == pytest.approx(expected, rel=1e-5)
+    assert objective.values()["lambda_eff"] == pytest.approx(0.013 * expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,7 @@ def test_a_large_shift_is_the_plain_sum(options: dict[str, Any], share: float | 
         assert weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 6, 1 / 3])
         return
     assert lambda_ratio(objective) == pytest.approx(share, rel=1e-3)
+    assert objective.values()["lambda_eff"] == pytest.approx(0.013 * share, rel=1e-3)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -244,7 +245,7 @@ def test_weights_by_gradients_make_no_task_worse() -> None:
         ({"min_losses": "-1,-1,-1,-1,-1"}, LOSS, "--min-losses has 5 numbers; expected 1, or 2"),
         ({}, LossConfig(loss="recon"), "--loss is recon, expected mse or ms-ssim"),
         ({"objective": "hierarchical", "balanced_solver": "qp"}, LOSS, "expected famo or fixed"),
-        ({"objective": "hierarchical"}, LossConfig(loss="ms-ssim"), "take --tasks fixed5"),
+        ({"objective": "hierarchical"}, LossConfig(loss="ms-ssim"), "or --tasks fixed5"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -272,6 +273,9 @@ def test_notes_warn_of_what_changes_lambda() -> None:
         return " ".join(objective_notes(ObjectiveConfig(**options)))
 
     assert "lambda drops out" in notes(objective="balanced", min_losses="0")
-    assert "0.75 of --lmbda" in notes(objective="hierarchical", tasks="fixed5")
-    assert "0.75" not in notes(objective="hierarchical", tasks="fixed5", renormalise=True)
-    assert notes(objective="hierarchical") == notes() == ""
+    even = {"objective": "hierarchical", "scale_weights": "2,2,1"}
+    assert "leave out a quarter" in notes(**even, tasks="fixed5")
+    assert "a quarter" not in notes(**even, tasks="fixed5", renormalise=True)
+    assert "another lambda than --lmbda; 2,2,1 weighs all alike" in notes(objective="hierarchical")
+    assert "; 3,2,2 weighs" in notes(objective="hierarchical", tasks="exact7")
+    assert notes(**even) == notes() == notes(objective="balanced") == ""

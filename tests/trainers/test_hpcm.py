@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import HPCM, HPCMConfig, bits
-from lic.trainers import recipes
-from lic.trainers.checkpoints import find_checkpoint, load, load_model
+from lic.trainers import recipes, stepper
+from lic.trainers.checkpoints import find_checkpoint, load, load_model, save
 from lic.trainers.config import TrainConfig
 from lic.trainers.data import TrainingData, find_photos
 from lic.trainers.files import CHECKPOINTS
@@ -52,10 +52,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "adaptive": {"objective": "balanced", "gamma_schedule": "adaptive_snr", "gamma_window": 2},
     "cautious": {"objective": "balanced", "optimizer": "cautious-adam", "ema": 0.9},
     "soap": {"objective": "balanced", "optimizer": "soap"},
-    "curriculum": {"spectral_reg": True, "truncation_epochs": 2.0, "truncation_target": "original"},
+    "curriculum": {
+        "spectral_reg": True,
+        "truncation_epochs": 2000.0,
+        "truncation_target": "original",
+    },
     "spectral": {
         "spectral_reg": True,
-        "truncation_epochs": 1.0,
+        "truncation_epochs": 1250.0,
         "truncation_continuous": True,
         "inter_scale_reg": True,
     },
@@ -241,6 +245,64 @@ def test_a_batch_of_no_use_is_skipped(tmp_path: Path, large: Path, kind: str) ->
     assert rows(tmp_path)[2]["loss"] is None and rows(tmp_path)[-1]["skipped"] == 2
     state = load(find_checkpoint(tmp_path))
     assert state["skips"] == {"total": 2, "in_a_row": 0}
+
+
+@pytest.mark.parametrize("name", ["standard", "balanced", "fixed", "qp", "hierarchical"])
+def test_terms_that_are_no_numbers_are_skipped_whatever_weighs_them(
+    tmp_path: Path, large: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    real = stepper.terms_of
+    calls: list[int] = []
+
+    def broken(*arguments: Any) -> Terms:
+        terms = real(*arguments)
+        calls.append(1)
+        if len(calls) != 3:
+            return terms
+        rates = terms.rates and {k: v * math.nan for k, v in terms.rates.items()}
+        return terms._replace(bpp=terms.bpp * math.nan, rates=rates)
+
+    options = {**OBJECTIVES[name], "update_every": 9, "skip_nonfinite": 2}
+    trainer = begin(tmp_path, large, **options)
+    monkeypatch.setattr(stepper, "terms_of", broken)
+    seen: list[dict[str, Tensor]] = []
+    run(trainer, lambda _: seen.append(weights(trainer)))
+    assert identical(seen[2], seen[1]) and not identical(seen[3], seen[2])
+    assert trainer.stepper.skips.total == 1
+    strict = begin(tmp_path / "strict", large, **options | {"skip_nonfinite": 0})
+    calls.clear()
+    with pytest.raises(TrainingError, match="step 2: the loss is nan"):
+        run(strict)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({**OBJECTIVES["qp"], "amp": "bf16"}, "neither --amp nor --compile"),
+        ({**OBJECTIVES["qp"], "compile": True}, "neither --amp nor --compile"),
+        ({"compile": True, "amp": "bf16"}, "--compile with --amp"),
+        ({**OBJECTIVES["qp"], "inter_scale_reg": True}, "has no place beside"),
+        ({"scale_patience": 2}, "--scale-patience: no pictures to validate on"),
+        ({**OBJECTIVES["balanced"], "gamma_schedule": "adaptive"}, "--gamma-schedule adaptive: no"),
+    ],
+)
+def test_options_that_cannot_work_together_are_refused(
+    tmp_path: Path, large: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        begin(tmp_path, large, **options)
+
+
+def test_a_checkpoint_of_before_is_a_model_but_no_run(tmp_path: Path, large: Path) -> None:
+    run(begin(tmp_path, large))
+    path = find_checkpoint(tmp_path)
+    state = load(path)
+    for name in ("skips", "stopping", "inter_scale", "since_line"):
+        del state[name]
+    save(path, state)
+    assert isinstance(load_model(path)[0], HPCM)
+    with pytest.raises(TrainingError, match=r"does not fit this version of lic .*skips"):
+        again(tmp_path, large)
 
 
 def test_too_many_batches_of_no_use_end_the_run(tmp_path: Path, large: Path) -> None:

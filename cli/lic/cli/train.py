@@ -124,7 +124,13 @@ def hpcm(
     recipe = recipes.hpcm()
     if finetune:
         recipe = recipes.hpcm_finetune()
-        given = {"lr": given.get("finetune_lr", recipe.finetune.finetune_lr), **given}
+    if "finetune_lr" in given:
+        if not finetune or "lr" in given:
+            raise ConfigError(
+                "--finetune-lr is the learning rate of --finetune; without that, or beside --lr, "
+                "it means nothing. Leave it out"
+            )
+        given = {**given, "lr": given["finetune_lr"]}
 
     def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
         from lic.codec.models.hpcm_files import published_rate_point

@@ -197,9 +197,14 @@ def starting_model(
     config: TrainConfig, given: dict[str, Any], init: Path | None, command: str
 ) -> "tuple[Codec, TrainConfig]":
     """Return a new model, or that of `init`, which the options given must not contradict."""
-    from lic.trainers.models import describe, new_model, trainable
+    from lic.trainers.models import TRAINS, describe, new_model, trainable
 
     if init is None:
+        if config.model.arch not in TRAINS[command]:
+            raise ConfigError(
+                f"arch is {config.model.arch!r}, which lic train {command} does not train; "
+                f"expected {' or '.join(TRAINS[command])}"
+            )
         return new_model(config), config
     from lic.cli.weights import load_any
 

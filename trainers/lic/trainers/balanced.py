@@ -12,7 +12,7 @@ from lic.trainers.balance import Reduce, TaskWeights, gram_matrix, min_norm
 from lic.trainers.config import LossConfig
 from lic.trainers.gamma import GammaSchedule, build_gamma
 from lic.trainers.losses import Terms
-from lic.trainers.objective import Objective, build_objective
+from lic.trainers.objective import Objective, RateDistortion, build_objective
 from lic.trainers.objective_options import GammaConfig, ObjectiveConfig
 from lic.trainers.sections import numbers
 from lic.trainers.tasks import Tasks, exact5, exact7, fixed5, two_tasks
@@ -38,7 +38,7 @@ class Balanced:
 
     def __init__(
         self,
-        standard: Objective,
+        standard: RateDistortion,
         tasks: Tasks,
         weights: TaskWeights,
         gamma: GammaSchedule,
@@ -56,6 +56,7 @@ class Balanced:
         self._every = update_every
         self._reduce = reduce
         self._distortion = tasks.distortion
+        self._lmbda = standard.lmbda
         self._values: dict[str, float | Tensor] = {}
 
     @property
@@ -78,27 +79,25 @@ class Balanced:
         Raises:
             TrainingError: a loss is not above its lower bound.
         """
-        losses = self.tasks.of(terms)
-        omega = self._weigh(losses, step)
-        self._values["loss"] = self.standard.loss(terms, step).detach()
-        return (omega.to(losses) * losses).sum()
-
-    def _weigh(self, losses: Tensor, step: int) -> Tensor:
+        losses, plain = self.tasks.of(terms), self.standard.loss(terms, step)
         means = self._reduce(losses.detach())
+        if not bool(torch.isfinite(means).all()):
+            # Nothing to weigh; whoever takes the step sees that it is of no use.
+            return plain
         omega = self.weights.weigh(means)
         self._note(means, omega, step)
-        return omega
+        self._values["loss"] = plain.detach()
+        return (omega.to(losses) * losses).sum()
 
     def _note(self, means: Tensor, omega: Tensor, step: int) -> None:
         """Keep what the logs have to say of a step."""
         plain, found = means.double().cpu(), self._distortion
         shares = omega * plain
         # By how much a distortion weighs more than a rate, on the whole; of two tasks their ratio.
-        ratio = (shares[found].sum() / plain[found].sum()) / (
-            shares[~found].sum() / plain[~found].sum()
-        )
+        distortion = self.tasks.kept * shares[found].sum() / plain[found].sum()
+        ratio = distortion / (shares[~found].sum() / plain[~found].sum())
         self._values = {
-            "lambda_eff": float(ratio),
+            "lambda_eff": self._lmbda * float(ratio),
             **self._named("loss", plain.tolist()),
             **self._named("z", self.weights.shares.tolist()),
             **self._named("logit", self.weights.logits.tolist()),
@@ -216,7 +215,7 @@ def build_training_objective(
     standard = build_objective(loss)
     if options.objective == "standard":
         return standard
-    if not hasattr(standard, "distortion"):
+    if not isinstance(standard, RateDistortion):
         raise ConfigError(
             f"--objective {options.objective} needs a rate and one distortion; --loss is "
             f"{loss.loss}, expected mse or ms-ssim"
@@ -267,8 +266,8 @@ def _tasks(
         return fixed5(distortion, renormalise=options.renormalise)
     if loss.loss != "mse":
         raise ConfigError(
-            f"--tasks {options.tasks} splits the squared error; --loss is {loss.loss}, expected "
-            "mse, or take --tasks fixed5"
+            f"--tasks {options.tasks} splits the squared error, and the distortion is MS-SSIM; "
+            "expected mse, or --tasks fixed5"
         )
     weight = loss.lmbda * 255**2
     return exact5(weight) if options.tasks == "exact5" else exact7(weight)
@@ -288,12 +287,21 @@ def objective_notes(options: ObjectiveConfig) -> list[str]:
         notes.append(
             "--min-losses 0: lambda drops out of the direction, and the rate drifts whatever it is"
         )
-    if options.objective == "hierarchical" and options.tasks == "fixed5":
+    if options.objective != "hierarchical":
+        return notes
+    if options.tasks == "fixed5":
+        left = "" if options.renormalise else " and leave out a quarter of the distortion"
         notes.append(
-            "--tasks fixed5 --renormalise: shares of the whole rate and distortion; they tell "
-            "nothing of scales"
-            if options.renormalise
-            else "--tasks fixed5 leaves out a quarter of the distortion: this trains at 0.75 of "
-            "--lmbda; --renormalise mends it"
+            f"--tasks fixed5: shares of the whole rate and distortion, which tell nothing of "
+            f"scales{left}; --renormalise makes those of the distortion add up to one"
+        )
+    tasks = exact7(1.0) if options.tasks == "exact7" else exact5(1.0)
+    prior = _prior(tasks, numbers(options.scale_weights))
+    if not math.isclose(min(prior), max(prior)):
+        even = ",".join(str(tasks.scales.count(scale)) for scale in range(3))
+        notes.append(
+            f"--scale-weights {options.scale_weights} weigh some tasks more than others, so this "
+            f"trains at another lambda than --lmbda; {even} weighs all alike. See lambda_eff in "
+            "the metrics, and compare by BD-rate"
         )
     return notes

@@ -43,6 +43,9 @@ ENTRIES: Final = {
 }
 """What every checkpoint holds. A run may add what it needs besides, tensors and plain values."""
 
+# What is needed to use a model; the rest only matters to a run that goes on.
+OF_A_MODEL: Final = ("step", "config", "architecture", "model_config", "model", "ema", "metrics")
+
 # Whether more is better, of the metrics that --best-metric can name.
 RISES: Final = {
     "val_loss": False,
@@ -78,7 +81,7 @@ def load(path: Path) -> dict[str, Any]:
         raise TrainingError(
             f"{path}: cannot be read as a checkpoint (it is damaged: {broken} has another checksum)"
         )
-    if not isinstance(state, dict) or not state.keys() >= ENTRIES.keys():
+    if not isinstance(state, dict) or not state.keys() >= set(OF_A_MODEL):
         raise TrainingError(f"{path}: not a training checkpoint of lic")
     return state
 

@@ -94,7 +94,7 @@ class Trainer:
         self.ema = Ema(self.bare, config.optimizer.ema)
         self.stepper = Stepper(
             self.bare, config, objective, fabric,
-            steps=self.steps, epoch_steps=self.epoch_steps, qat=qat, say=say,
+            steps=self.steps, qat=qat, say=say,
         )  # fmt: skip
         self._metrics: Values = {}
         self._means = Means()

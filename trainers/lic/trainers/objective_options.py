@@ -25,7 +25,7 @@ class ObjectiveConfig(Section):
     balanced_solver: str = option(
         "famo",
         "famo: weights learn from the progress of each task; qp: the closed form from both "
-        "gradients, for fine-tuning; fixed: equal weights, the control.",
+        "gradients, for fine-tuning; fixed: weights that stay, the control.",
         choices=("famo", "qp", "fixed"),
     )
     w_lr: float = option(0.025, "famo: learning rate of the weights' logits.", above=0)
@@ -34,7 +34,7 @@ class ObjectiveConfig(Section):
         count=(1, 2, 5, 7),
     )  # fmt: skip
     update_every: int = option(
-        1, "famo: steps between looks at what a step did; 4 costs a quarter.", least=1
+        1, "famo: steps between looks at what a step did, each a forward pass more.", least=1
     )
     tasks: str = option(
         "exact5",
@@ -95,7 +95,9 @@ class SpectralConfig(Section):
     )
     tau_init: float = option(0.05, "Radius of the filter at the start.", above=0, most=1)
     tau_final: float = option(1.0, "Radius at the end.", above=0, most=1)
-    truncation_epochs: float = option(100.0, "Epochs that are filtered.", above=0)
+    truncation_epochs: float = option(
+        100.0, "Epochs of 3,000 that are filtered.", above=0, below=3000
+    )
     truncation_continuous: bool = option(
         False, "Blend the picture in as the filter opens: without, the end is a jump."
     )

@@ -15,7 +15,7 @@ from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import HPCM, MODELS
 from lic.trainers.balance import Reduce
 from lic.trainers.balanced import MinNorm, Position, build_training_objective, objective_notes
-from lic.trainers.checkpoints import CheckpointManager, load
+from lic.trainers.checkpoints import ENTRIES, CheckpointManager, load
 from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig
 from lic.trainers.data import TrainingData, find_pictures, measurable
 from lic.trainers.inter_scale import warning
@@ -141,6 +141,10 @@ def resume(state: dict[str, Any], place: Place, fabric: Fabric, say: Say) -> Tra
     """
     config = TrainConfig.from_dict(state["config"])
     data, validation = _pictures(config, place, say)
+    with _fitting(place.folder):
+        missing = ENTRIES.keys() - state.keys()
+        if missing:
+            raise KeyError(", ".join(sorted(missing)))
     _check_same(state["facts"], place, fabric, data)
     with _fitting(place.folder):
         made = MODELS[state["architecture"]].from_dict(state["model_config"])
@@ -207,8 +211,9 @@ def last_state(
     if path is None:
         raise ConfigError(f"{folder}: no run with a checkpoint; leave out --resume to start one")
     state = load(path)
-    if state["facts"]["command"] != command:
+    with _fitting(folder):
         found = state["facts"]["command"]
+    if found != command:
         raise ConfigError(f"{folder}: is a run of lic train {found}; resume it by that command")
     config = TrainConfig.from_dict(state["config"])
     other = [name for name in given if name not in FREE]
@@ -282,6 +287,15 @@ def _check_scales(model: Codec, config: TrainConfig, objective: Objective) -> No
     for name, wanted in wants.items():
         if wanted and not isinstance(model, HPCM):
             raise ConfigError(f"{name} needs the scales of hpcm, not {model.name}; leave it out")
+    if isinstance(objective, MinNorm) and (config.precision.amp != "off" or config.run.compile):
+        raise ConfigError(
+            "--balanced-solver qp takes gradients task by task, which neither --amp nor --compile "
+            "can; leave them out, or take famo"
+        )
+    if config.run.compile and config.precision.amp != "off":
+        raise ConfigError(
+            "--compile with --amp: what stays in float32 cannot be compiled; leave one of them out"
+        )
     if config.spectral.inter_scale_reg and isinstance(objective, MinNorm):
         raise ConfigError(
             "--inter-scale-reg has no place beside --balanced-solver qp, whose weights come from "
@@ -317,8 +331,15 @@ def _check_validation(config: TrainConfig, validation: Sequence[Path], say: Say)
     if validation:
         return
     remedy = "name a folder for --val; of a folder of photos --val-share holds some out"
-    if config.optimizer.schedule == "plateau":
-        raise ConfigError(f"--schedule plateau: no pictures to validate on; {remedy}")
+    wants = {
+        "--schedule plateau": config.optimizer.schedule == "plateau",
+        "--gamma-schedule adaptive": config.gamma.gamma_schedule == "adaptive"
+        and config.objective.objective != "standard",
+        "--scale-patience": config.finetune.scale_patience > 0,
+    }
+    for name, wanted in wants.items():
+        if wanted:
+            raise ConfigError(f"{name}: no pictures to validate on; {remedy}")
     if config.watch.recon_every:
         say(f"--recon-every: no pictures to validate on, so there is nothing to show; {remedy}")
 

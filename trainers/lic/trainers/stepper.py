@@ -22,6 +22,7 @@ from lic.trainers.inter_scale import InterScale
 from lic.trainers.losses import Terms, terms_of
 from lic.trainers.models import Balle2018, Codec
 from lic.trainers.objective import Objective
+from lic.trainers.objective_options import EPOCHS
 from lic.trainers.optimizers import NamedOptimizer, build_optimizers
 from lic.trainers.qat import Qat
 from lic.trainers.schedules import build_schedule
@@ -39,7 +40,6 @@ class Stepper:
         objective: makes one number of the terms of the loss.
         fabric: devices, processes, precision.
         steps: of the whole run.
-        epoch_steps: of one epoch.
         qat: simulated int8 arithmetic, attached to the model.
         say: takes what the user should know of.
     """
@@ -52,7 +52,6 @@ class Stepper:
         fabric: Fabric,
         *,
         steps: int,
-        epoch_steps: int,
         qat: Qat | None = None,
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
@@ -63,7 +62,7 @@ class Stepper:
         self.qat = qat
         self.say = say
         self.step = 0
-        self._steps, self._epoch_steps = steps, epoch_steps
+        self._steps = steps
         self._several = fabric.world_size > 1
         self.plan = Plan(model, config.finetune, steps)
         self.stopping = ScaleStopping(config.finetune.scale_patience)
@@ -124,7 +123,8 @@ class Stepper:
         if self.qat:
             self.qat.at_step(step, self._steps)
         self._set_rates()
-        epoch = step / self._epoch_steps
+        # The curriculum is told in epochs of a run of 3,000.
+        epoch = step / self._steps * EPOCHS
         shown, target = self.curriculum.pair(x, epoch)
         terms, latents = self._forward(shown, target)
         loss = self.objective.loss(terms, step)
@@ -141,7 +141,8 @@ class Stepper:
             if self.skips.allowed and not torch.isfinite(norm):
                 return self._skip(f"a gradient's norm of {norm.item()}")
             check_gradients(norm, step)
-        self._move()
+        if not self._move():
+            return self._skip(f"a gradient's norm of {norm.item()} in fp16", counts=False)
         self.skips.taken()
         if self.objective.looks_again(step):
             self._look_again(shown, target)
@@ -161,7 +162,7 @@ class Stepper:
             new = sorted(self.stopping.stopped() - before)
             if new:
                 names = ", ".join(name.rstrip(".") for name in new)
-                self.say(f"after step {self.step}: bits no longer fall, stopped {names}")
+                self.say(f"after step {self.step + 1}: bits no longer fall, stopped {names}")
 
     def _forward(self, x: Tensor, target: Tensor) -> tuple[Terms, Latents | None]:
         """Return the terms of a batch (B, 3, S, S), with the noise of the present step.
@@ -218,12 +219,19 @@ class Stepper:
         """Return the mean over all processes."""
         return cast(Tensor, self.fabric.all_reduce(value))
 
-    def _skip(self, found: str) -> dict[str, Tensor]:
-        """Leave a step out: weights and the objective stay as they are."""
+    def _skip(self, found: str, *, counts: bool = True) -> dict[str, Tensor]:
+        """Leave a step out: weights and the objective stay as they are.
+
+        `counts`: whether too many of them end the run. Those of a gradient scaler that looks for
+        its scale do not.
+        """
         for optimizer in self._wrapped.values():
             optimizer.zero_grad()
         self.objective.forget()
-        self.skips.add(f"step {self.step}: {found} on {self._describe()}", self.say)
+        if counts:
+            self.skips.add(f"step {self.step}: {found} on {self._describe()}", self.say)
+        else:
+            self.skips.total += 1
         return {}
 
     def _backward(self, loss: Tensor, terms: Terms) -> None:
@@ -277,19 +285,21 @@ class Stepper:
         )
         return norm if norm is not None else torch.zeros(())
 
-    def _move(self) -> None:
-        """Take the step of every optimiser."""
+    def _move(self) -> bool:
+        """Take the step of every optimiser; returns whether a gradient scaler let it happen."""
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if scaler is None:
             for optimizer in self._wrapped.values():
                 optimizer.step()
-            return
+            return True
+        scale = scaler.get_scale()
         # Fabric would change the scale after each: the next one's gradients have the old one.
         for named in self.optimizers:
             # The scaler refuses an optimiser none of whose parameters has a gradient.
             if any(p.grad is not None for g in named.optimizer.param_groups for p in g["params"]):
                 scaler.step(named.optimizer)
         scaler.update()
+        return bool(scaler.get_scale() >= scale)
 
     def _set_rates(self) -> None:
         factor = self.schedule.factor(self.step)

@@ -55,12 +55,14 @@ class Tasks:
         of: makes the losses (K,), with gradients, of a batch's terms.
         scales: for each task the number of its scale, 0 to 2; all 0 where there are none.
         split: whether `Terms.rates` and `Terms.errors` are needed.
+        kept: share of the distortion that the tasks add up to.
     """
 
     names: tuple[str, ...]
     of: Callable[[Terms], Tensor]
     scales: tuple[int, ...]
     split: bool = True
+    kept: float = 1.0
 
     @property
     def distortion(self) -> Tensor:
@@ -128,7 +130,7 @@ def fixed5(distortion: Distortion, *, renormalise: bool) -> Tasks:
         return torch.stack((*parts, FIXED_RATE[2] * r))
 
     names = ("D_s1", "R_s1", "D_s2", "R_s2", "R_s3")
-    return Tasks(names=names, of=of, scales=(0, 0, 1, 1, 2), split=False)
+    return Tasks(names=names, of=of, scales=(0, 0, 1, 1, 2), split=False, kept=sum(shares))
 
 
 def _parts(terms: Terms) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
