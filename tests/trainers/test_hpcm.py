@@ -255,7 +255,7 @@ def test_terms_that_are_no_numbers_are_skipped_whatever_weighs_them(
     calls: list[int] = []
 
     def broken(*arguments: Any) -> Terms:
-        terms = real(*arguments)
+        terms: Terms = real(*arguments)
         calls.append(1)
         if len(calls) != 3:
             return terms
