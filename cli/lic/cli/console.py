@@ -17,6 +17,7 @@ from lic.codec.errors import (
     NumericsError,
     OutputError,
     TrainingError,
+    UnreachableError,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ EXITS: dict[type[LicError], Exit] = {
     ConfigError: Exit.USAGE,
     ExportError: Exit.WORK,
     TrainingError: Exit.WORK,
+    UnreachableError: Exit.WORK,
 }
 
 

@@ -54,3 +54,7 @@ class ExportError(LicError):
 
 class TrainingError(LicError):
     """A training run cannot start or go on."""
+
+
+class UnreachableError(TrainingError):
+    """A server of photos gave no answer, however often it was asked."""

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lic.codec.errors import ImageError, TrainingError
+from lic.codec.errors import ImageError, TrainingError, UnreachableError
 from lic.codec.image_io import READABLE, read_picture
 from lic.codec.image_io.reader import open_image
 from lic.trainers.config import DataConfig
 from lic.trainers.crop_manifest import read_manifest
 from lic.trainers.photos import find_photos, find_pictures, split_validation
-from lic.trainers.ranges import Unreachable
 from lic.trainers.shards import Member, Photo
 from lic.trainers.workers import begin_worker, worker_context
 
@@ -244,9 +243,9 @@ class TrainingData:
         """Return the bytes of a photo in a shard, None where only this one's cannot be had."""
         try:
             data = photo.read()
-        except (ImageError, Unreachable) as error:
+        except (ImageError, UnreachableError) as error:
             self._missed += 1
-            most = _MOST_UNREACHABLE if isinstance(error, Unreachable) else _MOST_MISSING
+            most = _MOST_UNREACHABLE if isinstance(error, UnreachableError) else _MOST_MISSING
             if self._missed >= most:
                 raise TrainingError(
                     f"{self._missed} photos in a row could not be fetched; the last, {error}. A "

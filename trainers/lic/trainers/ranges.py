@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lic.codec.errors import ConfigError, ImageError, LicError, TrainingError
+from lic.codec.errors import ConfigError, ImageError, LicError, TrainingError, UnreachableError
 
 # Seconds before the second try and those that follow.
 WAITS: tuple[float, ...] = (1.0, 3.0, 9.0)
@@ -22,10 +22,6 @@ _COME_AGAIN = (408, 425, 429)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 _open: "OrderedDict[str, io.FileIO]" = OrderedDict()
-
-
-class Unreachable(TrainingError):
-    """A server gave no answer, however often it was asked."""
 
 
 def is_url(place: str) -> bool:
@@ -50,7 +46,7 @@ def read(place: str, offset: int, size: int) -> bytes:
 
     Raises:
         ImageError: no such file, or none that may be read, or it ends before.
-        Unreachable: a server did not answer in several tries.
+        UnreachableError: a server did not answer in several tries.
         TrainingError: a server that does not send parts of files.
         ConfigError: a URL of a kind that no installed package reads.
     """
@@ -69,7 +65,7 @@ def size_of(place: str) -> int:
     """Return the size of a file in bytes.
 
     Raises:
-        ImageError, Unreachable, ConfigError: as `read`.
+        ImageError, UnreachableError, ConfigError: as `read`.
         TrainingError: a server that does not tell.
     """
     if not is_url(place):
@@ -216,7 +212,7 @@ def _tried(place: str, attempt: Callable[[], Any]) -> Any:
             if _is_final(error):
                 raise ImageError(f"{place}: cannot be read ({reason})") from None
             if wait is None:
-                raise Unreachable(
+                raise UnreachableError(
                     f"{place}: no answer in {len(WAITS) + 1} tries ({reason}); expected a server "
                     "that can be reached: check the network, the address and who may read it"
                 ) from None
