@@ -267,9 +267,11 @@ def test_a_file_with_some_adaptive_vectors_is_refused(
     assert str(hpcm_file) in done.err and no_export == {}
 
 
-def test_hpcm_cannot_be_trained_yet(hpcm_file: Path, tiny_hpcm_bundle: Path) -> None:
+def test_hpcm_has_a_command_of_its_own(hpcm_file: Path, tiny_hpcm_bundle: Path) -> None:
     for init in (hpcm_file, tiny_hpcm_bundle):
-        with pytest.raises(ConfigError, match="is hpcm; this command trains bmshj2018") as caught:
+        with pytest.raises(
+            ConfigError, match="is hpcm; expected bmshj2018-"
+        ) as caught:
             starting_model(TrainConfig(), {}, init, "bmshj2018")
         assert str(init) in str(caught.value)
 

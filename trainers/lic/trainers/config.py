@@ -149,7 +149,7 @@ class LossConfig(Section):
         "lambda-bpp bpp; ms-ssim: bpp + lmbda (1 - MS-SSIM).",
         choices=("mse", "ms-ssim", "recon", "rd"),
     )
-    lmbda: float = option(0.013, "Weight of the distortion of --loss mse and ms-ssim.", above=0)
+    lmbda: float = option(0.013, "Weight of the distortion, on the scale of CompressAI.", above=0)
     alpha_l1: float = option(0.4, "Share of L1 in --loss recon and rd.", least=0, most=1)
     lambda_bpp: float = option(0.01, "Weight of the rate of --loss rd.", least=0)
 

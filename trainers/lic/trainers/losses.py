@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lic.codec.errors import ConfigError
 from lic.codec.models import Output, bits
+from lic.codec.models.bmshj2018 import ContextOutput
 from lic.trainers.config import LossConfig
 
 # MS-SSIM of Wang, Simoncelli and Bovik 2003: window, stabilisers for values in [0, 1], weights.
@@ -54,7 +55,7 @@ class Terms(NamedTuple):
 
 
 def terms_of(
-    output: Output, x: Tensor, loss: LossConfig, scale_bits: ScaleBits | None = None
+    output: Output | ContextOutput, x: Tensor, loss: LossConfig, scale_bits: ScaleBits | None = None
 ) -> Terms:
     """Return the terms of a forward pass on x (N, 3, H, W) in [0, 1], in float32.
 

@@ -183,7 +183,7 @@ class Stepper:
         if self._guard:
             self._guard.check(self.step, self._describe())
         terms = terms_of(output, target, self.config.loss, self._scale_bits)
-        return terms, output.latents
+        return terms, getattr(output, "latents", None)
 
     def _extra(
         self, latents: Latents | None, epoch: float

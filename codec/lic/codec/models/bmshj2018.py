@@ -178,12 +178,18 @@ class Output(NamedTuple):
     Attributes:
         x_hat: (N, 3, H, W), not clamped.
         likelihoods: by latent name.
-        latents: of models with a context.
     """
 
     x_hat: Tensor
     likelihoods: dict[str, Tensor]
-    latents: Latents | None = None
+
+
+class ContextOutput(NamedTuple):
+    """What the forward pass of a model with a context gives: as `Output`, and the latents."""
+
+    x_hat: Tensor
+    likelihoods: dict[str, Tensor]
+    latents: Latents
 
 
 class FactorizedPrior(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lic.codec.entropy import Tables, build_tables
 from lic.codec.errors import ConfigError
 from lic.codec.models import hierarchy, nudges
-from lic.codec.models.bmshj2018 import Latents, Output
+from lic.codec.models.bmshj2018 import ContextOutput, Latents
 from lic.codec.models.conditional import GeneralizedGaussian, scale_table
 from lic.codec.models.context import ContextModel
 from lic.codec.models.hierarchy import STEPS, fold, spread, up
@@ -264,7 +264,7 @@ class HPCM(ContextModel):
         halves = act(x.reshape(2 * batch, channels // 2, *x.shape[2:]))
         return halves.reshape(batch, channels, *halves.shape[2:])
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor) -> ContextOutput:
         """Code x (B, 3, H, W) in theory; H and W are multiples of `stride`.
 
         In training, rounding passes gradients straight through, and likelihoods are those of
@@ -289,7 +289,8 @@ class HPCM(ContextModel):
             "y": self.entropy_estimation(self._observed(residuals), scales),
             "z": self.entropy_estimation(self._observed(z), self.scales_hyper.expand_as(z)),
         }
-        return Output(self.synthesize(y_hat), likelihoods, Latents(y_hat, residuals, scales))
+        latents = Latents(y_hat, residuals, scales)
+        return ContextOutput(self.synthesize(y_hat), likelihoods, latents)
 
     def quantize(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the steps with y (B, M, h, w) and z less its means known.
