@@ -269,9 +269,7 @@ def test_a_file_with_some_adaptive_vectors_is_refused(
 
 def test_hpcm_has_a_command_of_its_own(hpcm_file: Path, tiny_hpcm_bundle: Path) -> None:
     for init in (hpcm_file, tiny_hpcm_bundle):
-        with pytest.raises(
-            ConfigError, match="is hpcm; expected bmshj2018-"
-        ) as caught:
+        with pytest.raises(ConfigError, match="is hpcm; expected bmshj2018-") as caught:
             starting_model(TrainConfig(), {}, init, "bmshj2018")
         assert str(init) in str(caught.value)
 

@@ -289,9 +289,28 @@ def test_an_unknown_precision_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_options_that_contradict_init_are_refused(tiny_bundle: Path) -> None:
+def test_a_larger_size_widens_the_model_of_init(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    first = tmp_path / "tiny.pth.tar"
+    config = FactorizedConfig(N=8, M=12, encoder_activation="relu", decoder_activation="relu")
+    torch.save(FactorizedPrior(config).state_dict(), first)
+    done = lic(
+        "train", "bmshj2018", photos, "-o", tmp_path / "run", "--init", first, "--size", "lite",
+        *SMALL,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "widening to N = 64, M = 96" in done.err
+    assert no_export["description"].name == "bmshj2018-factorized-relu-lite"
+
+
+def test_options_that_contradict_init_are_refused(tmp_path: Path, tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="--size is lite"):
+        given: dict[str, Any] = {"size": "lite"}
+        path = tmp_path / "wide.pth.tar"
+        torch.save(FactorizedPrior(FactorizedConfig(N=72, M=12)).state_dict(), path)
+        starting_model(TrainConfig().updated(given), given, path, "bmshj2018")
     for given, option in (
-        ({"size": "lite"}, "--size is lite"),
         ({"act": "gdn"}, "--act is gdn"),
         ({"arch": "hyperprior"}, "--arch is hyperprior"),
     ):

@@ -40,7 +40,10 @@ def bmshj2018(
     run: Run,
     given: dict[str, Any],
     init: Annotated[
-        Path | None, typer.Option(help="Start from this run, checkpoint or bundle instead.")
+        Path | None,
+        typer.Option(
+            help="Start from this run, checkpoint or bundle instead; with a larger --size, widened."
+        ),
     ] = None,
 ) -> None:
     """Train bmshj2018 from scratch, or go on from a model, then write its bundle."""

@@ -18,7 +18,7 @@ from lic.codec.models import (
 from lic.codec.models.bmshj2018 import SIZES
 from lic.codec.models.gdnish import DecoderGain, EncoderGain
 from lic.codec.models.hpcm_files import hpcm_size
-from lic.trainers.config import CUSTOM, ActivationConfig, TrainConfig
+from lic.trainers.config import CUSTOM, ActivationConfig, ModelConfig, TrainConfig
 from lic.trainers.sections import option_name
 
 Balle2018 = FactorizedPrior | ScaleHyperprior
@@ -80,7 +80,7 @@ def trainable(model: nn.Module, source: str, command: str | None = None) -> Code
 def describe(
     model: Codec, config: TrainConfig, given: Mapping[str, Any], source: str
 ) -> TrainConfig:
-    """Return the config with what a loaded model is.
+    """Return the config with what a loaded model is, or will be once it is widened.
 
     Args:
         model: a bmshj2018.
@@ -92,6 +92,10 @@ def describe(
         ConfigError: the model is another than asked for.
     """
     found = _found(model, config)
+    # Other sizes than the recipe's were asked for, if not here then in a file.
+    asked = "size" in given or config.model.size != ModelConfig().size
+    if asked and can_widen(model, config.model.size):
+        found["size"] = config.model.size
     told = {**found, "size": f"N = {model.config.N}, M = {model.config.M}"}
     differing = [k for k, value in given.items() if k in found and found[k] != value]
     if not isinstance(model, HPCM):
@@ -108,6 +112,15 @@ def describe(
             f"{option_name(name)}"
         )
     return config.updated(found)
+
+
+def can_widen(model: Codec, size: str) -> bool:
+    """Return whether a size of SIZES is wider than a bmshj2018, and nowhere narrower."""
+    if isinstance(model, HPCM) or size not in SIZES:
+        return False
+    n, m = SIZES[size]
+    old = (model.config.N, model.config.M)
+    return n >= old[0] and m >= old[1] and (n, m) != old
 
 
 def described(model: Codec, config: TrainConfig) -> TrainConfig:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import HPCM, MODELS
+from lic.codec.models.bmshj2018 import SIZES
 from lic.trainers.balance import Reduce
 from lic.trainers.balanced import MinNorm, Position, build_training_objective, objective_notes
 from lic.trainers.checkpoints import ENTRIES, CheckpointManager, load
@@ -21,7 +22,7 @@ from lic.trainers.data import TrainingData, find_pictures, measurable
 from lic.trainers.inter_scale import warning
 from lic.trainers.loop import Trainer, run_length
 from lic.trainers.losses import ms_ssim_note
-from lic.trainers.models import Balle2018, Codec, trainable
+from lic.trainers.models import Balle2018, Codec, can_widen, trainable
 from lic.trainers.objective import Objective, no_rate_note, unreached
 from lic.trainers.precision import fabric_precision, keep_float32
 from lic.trainers.qat import convert, prepare_qat, save_converted
@@ -30,6 +31,7 @@ from lic.trainers.scope import apply_scope
 from lic.trainers.sections import option_name
 from lic.trainers.start import prepare, sample
 from lic.trainers.trackers import build_trackers
+from lic.trainers.widen import widen
 
 Say = Callable[[str], None]
 
@@ -98,7 +100,7 @@ def start(
     """Return a new run.
 
     Args:
-        model: what it goes on from.
+        model: what it goes on from; a narrower bmshj2018 than `config.model` is widened.
         config: its options.
         place: where.
         fabric: as launched.
@@ -120,6 +122,10 @@ def start(
         model, replaced = result.model, result.modules
         _say_all(say, result.notes)
     if not isinstance(model, HPCM):
+        if can_widen(model, config.model.size):
+            n, m = SIZES[config.model.size]
+            say(f"widening to N = {n}, M = {m}: the same function at first")
+            model = widen(model, n, m, sample(data))
         _say_all(say, apply_scope(model, replaced, config.replacement))
         prepare(model, data, config, fresh=fresh, say=say)
     facts = {
