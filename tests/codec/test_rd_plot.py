@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,34 @@ def test_what_cannot_be_used_is_named(files: tuple[Path, Path], tmp_path: Path) 
         wrong.write_text(content)
         with pytest.raises(ConfigError, match=r"wrong.json: is not what lic eval -o writes"):
             evaluated([wrong], "psnr")
+    for content in ("{", "[1]", '{"a": {"bpp": [1], "psnr_db": [1, 2]}}', '{"a": 1}'):
+        wrong.write_text(content)
+        with pytest.raises(ConfigError, match=r"wrong.json: is not a file of published curves"):
+            published(wrong, ["a"], "psnr")
 
 
 def test_the_command_says_what_it_cannot_use(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(tmp_path / "none.json")])
-    assert stopped.value.code == 2
-    assert "none.json: is not what lic eval -o writes" in capsys.readouterr().err
+    evaluation = str(files[0])
+    cases: tuple[tuple[list[str], str], ...] = (
+        ([str(tmp_path / "none.json")], "none.json: is not what lic eval -o writes"),
+        (
+            [evaluation, "--anchors", str(tmp_path / "no.json")],
+            "no.json: is not a file of published",
+        ),
+        (
+            [evaluation, "-o", str(tmp_path / "rd.png")],
+            "-o needs matplotlib, which is not installed",
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for arguments, message in cases:
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # A name becomes a folder and part of every file: no separators of any platform, nothing hidden.
 SEPARATORS = frozenset("/\\:")
 NAME_LENGTH = 100
+
 app = typer.Typer(no_args_is_help=True, help="List, show and import models.")
 
 

@@ -45,17 +45,29 @@ def published(path: Path, names: Sequence[str], metric: str) -> Curves:
     """Return published curves from a file of {name: {"bpp": [...], "psnr_db": [...]}}.
 
     Raises:
-        ConfigError: no such curve, or not with this metric; says which there are.
+        ConfigError: another kind of file, no such curve, or not with this metric; says which there
+            are.
     """
-    found = json.loads(path.read_text())
     key = {"psnr": "psnr_db"}.get(metric, metric)
-    curves = {}
-    for name in names:
-        if name not in found or key not in found[name]:
-            known = ", ".join(sorted(k for k, v in found.items() if key in v))
-            raise ConfigError(f"--anchor {name}: {path} has no such curve; it has {known}")
-        curves[name] = sorted(zip(found[name]["bpp"], found[name][key], strict=True))
-    return curves
+    try:
+        found = json.loads(path.read_text())
+        curves = {
+            name: sorted(
+                (float(rate), float(quality))
+                for rate, quality in zip(values["bpp"], values[key], strict=True)
+            )
+            for name, values in found.items()
+            if key in values
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--anchors {path}: is not a file of published curves ({error})"
+        ) from None
+    missing = [name for name in names if name not in curves]
+    if missing:
+        known = ", ".join(sorted(curves))
+        raise ConfigError(f"--anchor {missing[0]}: {path} has no such curve; it has {known}")
+    return {name: curves[name] for name in names}
 
 
 def gap(anchor: Curve, bpp: float, quality: float) -> float | None:
@@ -135,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             plot(curves, anchors, options.metric, options.output, most=options.most)
         except ModuleNotFoundError as error:
-            parser.error(f"-o needs {error.name}, which is not installed; pip install {error.name}")
+            name = (error.name or "matplotlib").partition(".")[0]
+            parser.error(f"-o needs {name}, which is not installed; pip install {name}")
 
 
 if __name__ == "__main__":
