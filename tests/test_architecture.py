@@ -22,8 +22,8 @@ ALLOWED = {
 CODEC_LAYERS = (
     ("errors",),
     ("architectures", "container", "image_io", "tiling", "metrics"),
-    ("entropy",),
-    ("latents",),
+    ("entropy", "results", "manifest"),
+    ("latents", "lossless"),
     ("models",),
     ("bundle", "backends", "library"),
     ("pipeline",),
@@ -46,7 +46,7 @@ TRAINERS_LAYERS = (
     ),
     ("models", "steps", "balance", "tasks"),
     (
-        "objective", "start", "replacement", "scope", "qat", "spectral", "inter_scale",
+        "objective", "start", "replacement", "widen", "scope", "qat", "spectral", "inter_scale",
         "checkpoints", "validation", "trackers", "reconstructions",
     ),
     ("balanced",),
@@ -143,7 +143,7 @@ def test_help_and_info_load_nothing_slow(tmp_path: Path) -> None:
     import numpy as np
 
     from lic.codec.image_io import Picture
-    from lic.codec.pipeline import compress_lossless
+    from lic.codec.lossless import compress_lossless
 
     file = tmp_path / "x.lic"
     pixels = np.zeros((2, 3, 3), np.uint8)
@@ -158,7 +158,7 @@ def test_help_and_info_take_less_than_a_third_of_a_second(tmp_path: Path) -> Non
     import numpy as np
 
     from lic.codec.image_io import Picture
-    from lic.codec.pipeline import compress_lossless
+    from lic.codec.lossless import compress_lossless
 
     file = tmp_path / "x.lic"
     file.write_bytes(compress_lossless(Picture(pixels=np.zeros((2, 3, 3), np.uint8))).data)

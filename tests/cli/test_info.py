@@ -14,7 +14,7 @@ import pytest
 from lic.cli import info as module
 from lic.codec.container import parse, serialize
 from lic.codec.image_io import read_picture
-from lic.codec.pipeline import compress_lossless
+from lic.codec.lossless import compress_lossless
 
 Lic = Callable[..., Any]
 COMMANDS = (("info",), ("verify",), ("verify", "--structure"))

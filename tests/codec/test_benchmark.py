@@ -21,7 +21,8 @@ from lic.codec.errors import ConfigError, ImageError, NumericsError
 from lic.codec.image_io import Picture, orient
 from lic.codec.metrics import psnr
 from lic.codec.models import HPCM, bits, hpcm_config
-from lic.codec.pipeline import Codec, Decoded
+from lic.codec.pipeline import Codec
+from lic.codec.results import Decoded
 from lic.codec.tiling import places, to_network
 
 Pixels = NDArray[np.uint8]

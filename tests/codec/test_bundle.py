@@ -156,9 +156,9 @@ def test_an_odd_entry_is_named() -> None:
     values = json.loads(resealed())
     del values["sha256"]
     values["colour"] = values.pop("metric")
-    from lic.codec.bundle import _canonical_hash
+    from lic.codec.manifest import canonical_hash
 
-    values["sha256"] = _canonical_hash(values)
+    values["sha256"] = canonical_hash(values)
     with pytest.raises(ModelMismatchError, match="unknown or missing entries: colour, metric"):
         Manifest.from_bytes(json.dumps(values).encode(), "here")
 

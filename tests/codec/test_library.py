@@ -138,7 +138,7 @@ def test_a_folder_of_two_families_is_refused(tmp_path: Path, tiny_bundle: Path) 
 def _rewrite_manifest(bundle: Path, data: bytes) -> None:
     import json
 
-    from lic.codec.bundle import Manifest
+    from lic.codec.manifest import Manifest
 
     values = json.loads(data)
     del values["sha256"], values["format"]

@@ -13,7 +13,8 @@ from lic.cli.app import run
 from lic.codec.errors import BitstreamError, LicError
 from lic.codec.image_io import Picture
 from lic.codec.library import select
-from lic.codec.pipeline import Codec, Decoded, decompress
+from lic.codec.pipeline import Codec, decompress
+from lic.codec.results import Decoded
 
 HEADER_BYTES = 52
 

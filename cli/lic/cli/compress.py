@@ -14,7 +14,7 @@ from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
     from lic.codec.image_io import Picture
-    from lic.codec.pipeline import Decoded, Encoded
+    from lic.codec.results import Decoded, Encoded
 
 SUFFIX = ".lic"
 
@@ -101,7 +101,8 @@ def _encoder(
     model: str | None, rate: int | None, lossless: bool, tile: int | None, **engine: Any
 ) -> Callable[["Picture"], "Encoded"]:
     """Return the function that codes a picture; the model is loaded now, so that it fails now."""
-    from lic.codec.pipeline import compress_lossless, open_codec
+    from lic.codec.lossless import compress_lossless
+    from lic.codec.pipeline import open_codec
 
     if lossless:
         if rate is not None:

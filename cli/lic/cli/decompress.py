@@ -13,7 +13,8 @@ from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
     from lic.codec.image_io import Picture
-    from lic.codec.pipeline import Codec, Decoded
+    from lic.codec.pipeline import Codec
+    from lic.codec.results import Decoded
 
 
 def decompress(

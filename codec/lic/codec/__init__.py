@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from lic.codec.image_io import read_picture as read_picture
     from lic.codec.image_io import write_picture as write_picture
     from lic.codec.pipeline import Codec as Codec
-    from lic.codec.pipeline import Decoded as Decoded
-    from lic.codec.pipeline import Encoded as Encoded
     from lic.codec.pipeline import decompress as decompress
     from lic.codec.pipeline import open_codec as open_codec
+    from lic.codec.results import Decoded as Decoded
+    from lic.codec.results import Encoded as Encoded
 
 _ERRORS = (
     "BitstreamError ConfigError ExportError ImageError LicError LimitError ModelMismatchError "
@@ -44,7 +44,8 @@ _HOMES = {
     **dict.fromkeys(_ERRORS.split(), "errors"),
     **dict.fromkeys(("Header", "Limits", "parse_header"), "container"),
     **dict.fromkeys(("Picture", "read_picture", "write_picture"), "image_io"),
-    **dict.fromkeys(("Codec", "Decoded", "Encoded", "decompress", "open_codec"), "pipeline"),
+    **dict.fromkeys(("Codec", "decompress", "open_codec"), "pipeline"),
+    **dict.fromkeys(("Decoded", "Encoded"), "results"),
 }
 
 __all__ = sorted(_HOMES)

@@ -3,10 +3,9 @@
 Shapes: H W pixels, C channels, M latent channels, h w latent rows and columns.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,18 @@ from numpy.typing import NDArray
 from lic.codec.architectures import ARCHITECTURES
 from lic.codec.backends import Backend, open_backend
 from lic.codec.bundle import Bundle
-from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse, serialize
+from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse
 from lic.codec.entropy import Reader, SymbolCoder, Writer
 from lic.codec.errors import BitstreamError, ConfigError, LimitError, NumericsError
 from lic.codec.image_io import (
     Picture,
-    decode_alpha,
     decode_lossless,
-    encode_alpha,
     encode_lossless,
 )
 from lic.codec.latents import State, walk
 from lic.codec.library import for_fingerprint, select
+from lic.codec.lossless import compress_lossless, finish_lossless, has_a_chance, lossless_header
+from lic.codec.results import Decoded, Encoded, Stages, finish, restore
 from lic.codec.tiling import (
     LARGEST_TILE_PIXELS,
     Grid,
@@ -39,57 +38,6 @@ from lic.codec.tiling import (
     tile_to_network,
     to_levels,
 )
-
-# A lossless payload can beat the learned stream on tiny pictures and on drawings of few colours;
-# trying it on every photo would cost more time than the codec itself.
-TRY_LOSSLESS_PIXELS = 64 * 64
-TRY_LOSSLESS_COLOURS = 256
-
-
-@dataclass
-class Stages:
-    """Milliseconds of wall time per stage, in order."""
-
-    milliseconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = (time.perf_counter() - start) * 1000
-            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + spent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """A finished .lic file in memory.
-
-    Attributes:
-        data: the whole file.
-        header: its HEAD.
-        stages: milliseconds of convert, transform, coding (see `Codec.coding_stage`) and container.
-        notes: what the reader of the file should know, such as a lost bit depth.
-    """
-
-    data: bytes
-    header: Header
-    stages: dict[str, float]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """A decoded picture, and the milliseconds of container, coding, transform and convert.
-
-    Coding is called as `Codec.coding_stage` says, and "entropy" for lossless files.
-    """
-
-    picture: Picture
-    stages: dict[str, float]
-    notes: tuple[str, ...] = ()
 
 
 class Codec:
@@ -146,26 +94,26 @@ class Codec:
             return compress_lossless(picture)
         stages = Stages()
         header = replace(
-            _lossless_header(picture),
+            lossless_header(picture),
             rate_point=self.bundle.manifest.rate_point,
             coder=Coder.RANS,
             fingerprint=self.bundle.fingerprint,
             **self._plan(picture, tile)._asdict(),
         )
         tiles = self._encode(header, picture.pixels, stages)
-        if lossless is None and _lossless_has_a_chance(picture.pixels):
+        if lossless is None and has_a_chance(picture.pixels):
             with stages.measure("lossless trial"):
                 payload = encode_lossless(picture.pixels)
             if len(payload) < sum(len(stream) for each in tiles for stream in each.streams):
                 note = "stored losslessly, which takes fewer bytes than the model's stream"
                 picture = replace(picture, notes=(*picture.notes, note))
-                return _finish_lossless(picture, payload, stages)
+                return finish_lossless(picture, payload, stages)
         # The name helps to find a missing bundle; lic's own need no finding, and 47 bytes are a
         # percent of a small file.
         model = None
         if not self.bundle.embedded:
             model = Model(name=self.bundle.label, source=self.bundle.manifest.source)
-        encoded = _finish(picture, header, tiles, model, stages)
+        encoded = finish(picture, header, tiles, model, stages)
         return replace(encoded, notes=(*encoded.notes, *self.backend.notes))
 
     def check_tile(self, tile: int) -> None:
@@ -231,7 +179,7 @@ class Codec:
         stages = Stages()
         self.check_sizes(file.header)
         pixels = self._decode(file.header, file.tiles, stages)
-        decoded = _restore(file, pixels, stages)
+        decoded = restore(file, pixels, stages)
         return replace(decoded, notes=(*decoded.notes, *self.backend.notes))
 
     def check_sizes(self, header: Header) -> None:
@@ -352,14 +300,6 @@ def _other_symbols(how: str) -> NumericsError:
     )
 
 
-def compress_lossless(picture: Picture) -> Encoded:
-    """Store a picture's 8-bit pixels losslessly; needs no model."""
-    stages = Stages()
-    with stages.measure("container"):
-        payload = encode_lossless(picture.pixels)
-    return _finish_lossless(picture, payload, stages)
-
-
 def open_codec(model: str | None = None, rate_point: int | None = None, **options: Any) -> Codec:
     """Return the codec of an installed model or a bundle's path.
 
@@ -406,7 +346,7 @@ def decompress(
                 height=file.header.height,
                 channels=file.header.colour,
             )
-        decoded = _restore(file, pixels, stages)
+        decoded = restore(file, pixels, stages)
     else:
         codec = (find or _installed)(file.header.fingerprint, file.model)
         decoded = codec.decompress(file)
@@ -415,69 +355,3 @@ def decompress(
 
 def _installed(fingerprint: bytes, hint: Model | None) -> Codec:
     return Codec(for_fingerprint(fingerprint, hint))
-
-
-def _lossless_has_a_chance(pixels: NDArray[np.uint8]) -> bool:
-    """Return whether pixels (H, W, C) are few, or of few colours."""
-    if pixels.shape[0] * pixels.shape[1] <= TRY_LOSSLESS_PIXELS:
-        return True
-    weights = 256 ** np.arange(pixels.shape[2], dtype=np.int32)
-    sample = pixels[:: max(1, pixels.shape[0] // 128), :: max(1, pixels.shape[1] // 128)]
-    return np.unique(sample @ weights).size <= TRY_LOSSLESS_COLOURS
-
-
-def _lossless_header(picture: Picture) -> Header:
-    return Header(
-        width=picture.width,
-        height=picture.height,
-        colour=picture.channels,
-        bit_depth=picture.bit_depth,
-        orientation=picture.orientation,
-        coder=Coder.LOSSLESS,
-    )
-
-
-def _finish_lossless(picture: Picture, payload: bytes, stages: Stages) -> Encoded:
-    tile = Tile(index=0, symbols_crc=0, streams=(payload,))
-    return _finish(picture, _lossless_header(picture), (tile,), None, stages)
-
-
-def _finish(
-    picture: Picture,
-    header: Header,
-    tiles: tuple[Tile, ...],
-    model: Model | None,
-    stages: Stages,
-) -> Encoded:
-    with stages.measure("container"):
-        file = LicFile(
-            header=header,
-            tiles=tiles,
-            model=model,
-            icc=picture.icc,
-            exif=picture.exif,
-            xmp=picture.xmp,
-            alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
-        )
-        data = serialize(file)
-    return Encoded(data=data, header=header, stages=stages.milliseconds, notes=picture.notes)
-
-
-def _restore(file: LicFile, pixels: NDArray[np.uint8], stages: Stages) -> Decoded:
-    """Put the metadata back around decoded pixels."""
-    header = file.header
-    with stages.measure("container"):
-        alpha = None
-        if file.alpha is not None:
-            alpha = decode_alpha(file.alpha, width=header.width, height=header.height)
-    picture = Picture(
-        pixels=pixels,
-        alpha=alpha,
-        bit_depth=header.bit_depth,
-        orientation=header.orientation,
-        icc=file.icc,
-        exif=file.exif,
-        xmp=file.xmp,
-        notes=file.warnings,
-    )
-    return Decoded(picture=picture, stages=stages.milliseconds, notes=file.warnings)

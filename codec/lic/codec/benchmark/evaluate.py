@@ -24,7 +24,8 @@ from lic.codec.image_io import (
     upright,
 )
 from lic.codec.metrics import bpp, ms_ssim, psnr
-from lic.codec.pipeline import Codec, Decoded, Encoded
+from lic.codec.pipeline import Codec
+from lic.codec.results import Decoded, Encoded
 from lic.codec.tiling import places, tile_to_network, to_network
 
 Estimate = Callable[[NDArray[np.uint8], Header], float]

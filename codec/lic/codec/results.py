@@ -1,0 +1,100 @@
+"""What coding gives: files in memory and decoded pictures, and how long each stage took."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lic.codec.container import Header, LicFile, Model, Tile, serialize
+from lic.codec.image_io import Picture, decode_alpha, encode_alpha
+
+
+@dataclass
+class Stages:
+    """Milliseconds of wall time per stage, in order."""
+
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = (time.perf_counter() - start) * 1000
+            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + spent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A finished .lic file in memory.
+
+    Attributes:
+        data: the whole file.
+        header: its HEAD.
+        stages: milliseconds of convert, transform, coding (see `Codec.coding_stage`) and container.
+        notes: what the reader of the file should know, such as a lost bit depth.
+    """
+
+    data: bytes
+    header: Header
+    stages: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """A decoded picture, and the milliseconds of container, coding, transform and convert.
+
+    Coding is called as `Codec.coding_stage` says, and "entropy" for lossless files.
+    """
+
+    picture: Picture
+    stages: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+def finish(
+    picture: Picture,
+    header: Header,
+    tiles: tuple[Tile, ...],
+    model: Model | None,
+    stages: Stages,
+) -> Encoded:
+    """Put tiles and the picture's metadata into a file."""
+    with stages.measure("container"):
+        file = LicFile(
+            header=header,
+            tiles=tiles,
+            model=model,
+            icc=picture.icc,
+            exif=picture.exif,
+            xmp=picture.xmp,
+            alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
+        )
+        data = serialize(file)
+    return Encoded(data=data, header=header, stages=stages.milliseconds, notes=picture.notes)
+
+
+def restore(file: LicFile, pixels: NDArray[np.uint8], stages: Stages) -> Decoded:
+    """Put the metadata back around decoded pixels."""
+    header = file.header
+    with stages.measure("container"):
+        alpha = None
+        if file.alpha is not None:
+            alpha = decode_alpha(file.alpha, width=header.width, height=header.height)
+    picture = Picture(
+        pixels=pixels,
+        alpha=alpha,
+        bit_depth=header.bit_depth,
+        orientation=header.orientation,
+        icc=file.icc,
+        exif=file.exif,
+        xmp=file.xmp,
+        notes=file.warnings,
+    )
+    return Decoded(picture=picture, stages=stages.milliseconds, notes=file.warnings)
