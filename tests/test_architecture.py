@@ -1,6 +1,7 @@
 """Imports point one way, the roots stay one namespace, and the run time needs neither torch."""
 
 import ast
+import graphlib
 import json
 import os
 import subprocess
@@ -121,6 +122,12 @@ def test_layers_import_downwards(component: str, layers: tuple[tuple[str, ...], 
             other = used.split(".")
             if other[:2] == ["lic", component] and len(other) > 2 and other[2] in rank:
                 assert rank[other[2]] <= rank[parts[2]], f"{name} imports {used}, which is higher"
+
+
+def test_the_command_line_imports_in_no_circle() -> None:
+    found = dict(modules("cli"))
+    graph = {name: found.keys() & set(imports(path)) - {name} for name, path in found.items()}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_only_models_and_the_torch_backend_import_torch() -> None:

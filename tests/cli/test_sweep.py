@@ -162,6 +162,8 @@ def test_the_database_may_be_elsewhere(
         (("--over", "lr=1", "--model", "vtm"), "--model is 'vtm'; expected one of hpcm"),
         (("--over", "act=relu,gdn", "--model", "hpcm"), "--act means nothing to --model hpcm"),
         (("--over", "train_scope=all"), "--train-scope means nothing to --model bmshj2018"),
+        (("--over", "finetune_lr=1e-5,1e-4", "--model", "hpcm"), "--finetune-lr means nothing to"),
+        (("--over", "placement=upstream,corrected"), "--placement means nothing to --model bmshj"),
         (("--over", "lmbda=0.01,0.02", "--sampler", "tpe"), "changes what val_loss is made of"),
         (("--over", "lr=1", "--storage", "redis://x"), "--storage is no URL of a database"),
         (("--over", "lr=1", "--config", "nowhere.toml"), "nowhere.toml: cannot be read"),

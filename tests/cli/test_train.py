@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lic.cli.train import NOT_HPCM
-from lic.cli.training import starting_model
+from lic.cli.training import OFFERS, starting_model
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError
 from lic.codec.models import FactorizedConfig, FactorizedPrior
@@ -187,15 +186,9 @@ def test_help_shows_every_option_with_its_default(lic: Lic, command: str) -> Non
     assert done.code == 0
     text = " ".join(done.out.split())
     recipe = getattr(recipes, command)()
-    weighing = {"objective", "gamma", "spectral", "finetune"}
-    left_out = {
-        "bmshj2018": {"replacement", *weighing},
-        "relu": {"model", *weighing},
-        "hpcm": {"activation", "replacement", "qat"},
-    }[command]
     for name, kind in SECTIONS.items():
         for item in fields(kind):
-            shown = name not in left_out and not (command == "hpcm" and item.name in NOT_HPCM)
+            shown = item.name in OFFERS[command].names
             spelt = (f" {option_name(item.name)} ", f" {option_name(item.name)}/--no-")
             assert any(text_of in text for text_of in spelt) == shown, item.name
             default = getattr(getattr(recipe, name), item.name)

@@ -1,8 +1,8 @@
 """The dataclasses of `lic.trainers.config` as options of a command."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import Field, fields
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,13 +42,32 @@ class SectionedCommand(TyperCommand):
                 formatter.write_dl(rows)
 
 
-def with_config(
-    recipe: TrainConfig, sections: Sequence[str], shared: type, *, omit: Collection[str] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of `sections` and those that `shared` is made of.
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What a command has of the options of training.
 
-    The command gets `given`, what of the sections was asked for by name, and `run`, a `shared`.
-    Help shows the recipe's values as defaults. `omit` names options that mean nothing to it.
+    Attributes:
+        sections: whose options it has.
+        omit: those of them that mean nothing to it.
+    """
+
+    sections: tuple[str, ...]
+    omit: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of its options."""
+        every = {item.name for section in self.sections for item in fields(SECTIONS[section])}
+        return frozenset(every - self.omit)
+
+
+def with_config(
+    recipe: TrainConfig, offer: Offer, shared: type
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of `offer` and those that `shared` is made of.
+
+    The command gets `given`, what of the offer was asked for by name, and `run`, a `shared`.
+    Help shows the recipe's values as defaults.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,9 +75,9 @@ def with_config(
         own = inspect.signature(command).parameters
         options = {
             item.name: _parameter(recipe, name, item)
-            for name in sections
+            for name in offer.sections
             for item in fields(SECTIONS[name])
-            if item.name not in omit
+            if item.name in offer.names
         }
 
         def call(**arguments: Any) -> None:

@@ -1,16 +1,17 @@
 """lic train sweep and lic train analyze: many runs with other options, and what they say."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lic.cli import options
-from lic.cli.config_options import read_config, write_config
+from lic.cli.config_options import Offer, read_config, write_config
 from lic.cli.console import Output
 from lic.cli.extras import require
-from lic.cli.training import CONFIG, DEVICES
+from lic.cli.training import CONFIG, DEVICES, OFFERS, with_caution
 from lic.codec.errors import ConfigError, TrainingError
 from lic.trainers.config import SECTIONS, TrainConfig
 from lic.trainers.search_space import (
@@ -40,6 +41,16 @@ _Storage = Annotated[
 _Study = Annotated[
     str | None, typer.Option(help="Name of the study there. [default: that of the folder]")
 ]
+
+# What trials have of the options, by model: --loss, as there is no --metric here, but nothing of
+# models that were trained before.
+_OFFERS = {
+    "hpcm": replace(OFFERS["hpcm"], omit=OFFERS["hpcm"].omit - {"loss"} | {"finetune_lr"}),
+    "bmshj2018": Offer(
+        sections=tuple(name for name in SECTIONS if name != "replacement"),
+        omit=OFFERS["bmshj2018"].omit | {"finetune_lr"},
+    ),
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -209,20 +220,12 @@ def _with_optimizer(
     """Return the options with the optimiser that lic train hpcm takes for them."""
     if model != "hpcm" or config or "optimizer" in swept:
         return given
-    from lic.cli.train import with_caution
-
     return with_caution(given, None)
 
 
 def _check_meaning(model: str, names: set[str]) -> None:
     """Refuse options that mean nothing to a model: all of their trials would be the same."""
-    from lic.cli.train import HPCM_SECTIONS, NOT_HPCM
-
-    sections = ("model", *HPCM_SECTIONS) if model == "hpcm" else set(SECTIONS) - {"replacement"}
-    known = {name for section in sections for name in vars(SECTIONS[section]())}
-    if model == "hpcm":
-        known -= NOT_HPCM - {"loss"}
-    for name in sorted(names - known):
+    for name in sorted(names - _OFFERS[model].names):
         raise ConfigError(f"{option_name(name)} means nothing to --model {model}; leave it out")
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lic.cli import options
-from lic.cli.config_options import SectionedCommand, with_config
+from lic.cli import options, sweep
+from lic.cli.config_options import Offer, SectionedCommand, with_config
 from lic.cli.console import Output
-from lic.cli.training import Run, starting_model
+from lic.cli.training import OFFERS, Run, starting_model, with_caution
 from lic.codec.errors import ConfigError
 from lic.trainers import recipes
 from lic.trainers.config import TrainConfig
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
-_SHARED = ("run", "data", "loss", "optimizer", "precision", "qat", "watch", "checkpoint", "bundle")
-HPCM_SECTIONS = (
-    "objective", "gamma", "spectral", "finetune", *(name for name in _SHARED if name != "qat"),
-)  # fmt: skip
-# Of other models, or of losses without a lambda.
-NOT_HPCM = frozenset(
-    ("arch", "start", "loss", "alpha_l1", "lambda_bpp", "entropy_lr", "eb_aux", "eb_aux_lr")
-)
-
 
 @app.callback()
 def _group() -> None:
@@ -35,7 +26,7 @@ def _group() -> None:
 
 
 @app.command(cls=SectionedCommand)
-@with_config(recipes.bmshj2018(), ("model", "activation", *_SHARED), Run)
+@with_config(recipes.bmshj2018(), OFFERS["bmshj2018"], Run)
 def bmshj2018(
     run: Run,
     given: dict[str, Any],
@@ -55,7 +46,7 @@ def bmshj2018(
 
 
 @app.command(cls=SectionedCommand)
-@with_config(recipes.relu(), ("activation", "replacement", *_SHARED), Run)
+@with_config(recipes.relu(), OFFERS["relu"], Run)
 def relu(
     run: Run,
     given: dict[str, Any],
@@ -85,7 +76,7 @@ def relu(
 
 
 @app.command(cls=SectionedCommand)
-@with_config(recipes.hpcm(), ("model", *HPCM_SECTIONS), Run, omit=NOT_HPCM)
+@with_config(recipes.hpcm(), OFFERS["hpcm"], Run)
 def hpcm(
     run: Run,
     given: dict[str, Any],
@@ -147,21 +138,6 @@ def hpcm(
     run.go(recipe, given, source, model, command="hpcm")
 
 
-def with_caution(given: dict[str, Any], cautious: bool | None) -> dict[str, Any]:
-    """Return the options with the optimiser that --cautious or the balanced recipe asks for."""
-    if cautious is None:
-        balanced = given.get("objective") == "balanced" and "optimizer" not in given
-        return {**given, "optimizer": "cautious-adam"} if balanced else given
-    wanted = "cautious-adam" if cautious else "adam"
-    if given.get("optimizer", "adam") not in ("adam", wanted):
-        flag = "--cautious" if cautious else "--no-cautious"
-        raise ConfigError(
-            f"{flag} and --optimizer {given['optimizer']} contradict each other; {flag} is for "
-            "--optimizer adam, leave one of them out"
-        )
-    return {**given, "optimizer": wanted}
-
-
 @dataclass(kw_only=True)
 class _Plot:
     """Where the courses of gamma are drawn."""
@@ -172,7 +148,7 @@ class _Plot:
 
 
 @app.command(cls=SectionedCommand)
-@with_config(recipes.hpcm(), ("gamma",), _Plot, omit=("gamma_schedule",))
+@with_config(recipes.hpcm(), Offer(sections=("gamma",), omit=frozenset(("gamma_schedule",))), _Plot)
 def schedules(run: _Plot, given: dict[str, Any]) -> None:
     """Draw how gamma moves over a run, for every --gamma-schedule."""
     from lic.trainers.gamma_plot import plot
@@ -180,7 +156,5 @@ def schedules(run: _Plot, given: dict[str, Any]) -> None:
     plot(run.plot, recipes.hpcm().updated(given).gamma, run.epochs)
     Output(-1 if run.quiet else 0).note(f"schedules of gamma -> {run.plot}")
 
-
-from lic.cli import sweep  # noqa: E402
 
 sweep.register(app)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from lic.cli import options
-from lic.cli.config_options import read_config, write_config
+from lic.cli.config_options import Offer, read_config, write_config
 from lic.cli.console import Output
 from lic.cli.extras import require
 from lic.codec.errors import ConfigError, OutputError
@@ -25,6 +25,24 @@ if TYPE_CHECKING:
 
 CONFIG = "config.toml"
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+_SHARED = ("run", "data", "loss", "optimizer", "precision", "qat", "watch", "checkpoint", "bundle")
+# By command. HPCM has no int8 simulation, --metric in place of --loss, and no entropy bottleneck.
+OFFERS = {
+    "bmshj2018": Offer(
+        sections=("model", "activation", *_SHARED), omit=frozenset(("placement",))
+    ),
+    "relu": Offer(sections=("activation", "replacement", *_SHARED)),
+    "hpcm": Offer(
+        sections=(
+            "model", "objective", "gamma", "spectral", "finetune",
+            *(name for name in _SHARED if name != "qat"),
+        ),
+        omit=frozenset(
+            ("arch", "start", "loss", "alpha_l1", "lambda_bpp", "entropy_lr", "eb_aux", "eb_aux_lr")
+        ),
+    ),
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -191,6 +209,21 @@ class Run:
                 f"real files, {values['pictures']:.0f} pictures: {values['bpp']:.4f} bpp, "
                 f"{values['psnr']:.2f} dB, MS-SSIM {values['ms_ssim']:.4f}"
             )
+
+
+def with_caution(given: dict[str, Any], cautious: bool | None) -> dict[str, Any]:
+    """Return the options with the optimiser that --cautious or the balanced recipe asks for."""
+    if cautious is None:
+        balanced = given.get("objective") == "balanced" and "optimizer" not in given
+        return {**given, "optimizer": "cautious-adam"} if balanced else given
+    wanted = "cautious-adam" if cautious else "adam"
+    if given.get("optimizer", "adam") not in ("adam", wanted):
+        flag = "--cautious" if cautious else "--no-cautious"
+        raise ConfigError(
+            f"{flag} and --optimizer {given['optimizer']} contradict each other; {flag} is for "
+            "--optimizer adam, leave one of them out"
+        )
+    return {**given, "optimizer": wanted}
 
 
 def starting_model(
