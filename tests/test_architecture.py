@@ -38,7 +38,7 @@ TRAINERS_LAYERS = (
         "workers", "crop_manifest", "curves",
     ),
     (
-        "recipes", "cautious", "gamma_plot", "groups", "search_space", "studies", "trials",
+        "recipes", "cautious", "gamma_plot", "groups", "needs", "search_space", "studies", "trials",
         "analysis_plots",
     ),
     (

@@ -126,7 +126,8 @@ def test_options_come_back_from_their_file(
     lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
 ) -> None:
     saved = tmp_path / "options.toml"
-    more = ("--lmbda", 0.02, "--prefix", "a", "--tensorboard", "--no-enc-residual")
+    gain = ("--act", "gdnish", "--no-enc-residual")
+    more = ("--lmbda", 0.02, "--prefix", "a", "--tensorboard", *gain)
     assert lic(*small_run(tmp_path / "one", photos, *more, "--save-config", saved)).code == 0
     assert saved.read_bytes() == (tmp_path / "one" / "config.toml").read_bytes()
     again = lic(
@@ -272,6 +273,36 @@ def test_a_device_that_is_not_there_is_usage(lic: Lic, photos: Path, tmp_path: P
         pytest.skip("this machine has the device")
     done = lic(*small_run(tmp_path / "run", photos, "--device", "cuda"))
     assert done.code == 2 and "--device cuda" in done.err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--enc-t", 4), "--enc-t means nothing with --act relu; expected --act gdnish"),
+        (("--epochs", 1), "--steps means nothing with --epochs 1; expected --epochs 0"),
+        (("--qat-scope", "encoder"), "--qat-scope means nothing with --no-qat"),
+        (("--lambda-bpp", 1), "--lambda-bpp means nothing with --loss mse; expected --loss rd"),
+    ],
+)
+def test_options_that_change_nothing_are_refused(
+    lic: Lic, photos: Path, tmp_path: Path, more: tuple[object, ...], said: str
+) -> None:
+    done = lic(*small_run(tmp_path / "run", photos, *more))
+    assert done.code == 2 and said in done.err, done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_what_init_is_are_known_once_it_is_loaded(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    first = tmp_path / "first"
+    assert lic(*small_run(first, photos, "--act", "gdnish")).code == 0
+    small = ("train", "bmshj2018", photos, "-o", tmp_path / "second", "--init", first, *SMALL)
+    done = lic(*small, "--start", "pca")
+    assert done.code == 2 and "--start means nothing with --init first" in done.err
+    assert not (tmp_path / "second").exists()
+    assert lic(*small, "--enc-t", 2).code == 0
+    assert no_export
 
 
 def test_an_unknown_precision_is_refused_before_training(

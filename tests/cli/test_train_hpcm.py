@@ -76,7 +76,10 @@ def test_a_run_ends_in_a_bundle_that_codes(lic: Lic, photos: Path, tmp_path: Pat
     coded = tmp_path / "a.lic"
     assert lic("compress", photos / "0.png", "-o", coded, "-m", run / "bundle").code == 0
     assert lic("decompress", coded, "-o", tmp_path / "b.png", "-m", run / "bundle").code == 0
-    assert lic(*command(photos, run, "--lmbda", 0.025, "--resume")).code == 0
+    again = command(photos, run, "--lmbda", 0.025, "--resume")
+    assert lic(*again).code == 0
+    done = lic(*again, "--recon-count", 2)
+    assert done.code == 2 and "--recon-count means nothing with --recon-every 0" in done.err
 
 
 def test_the_defaults_are_the_published_recipe(
@@ -187,6 +190,10 @@ def test_the_literal_form_warns(
         (("--milestones", "3000,10", "--milestone-factors", "1,1"), "expected as many of both"),
         (("--gamma-schedule", "hierarchical", "--objective", "balanced"), "--gamma-schedule"),
         (("--crop", 64), "crops are 64 pixels wide; expected a multiple of 128"),
+        (("--update-every", 1), "--update-every means nothing with --objective standard; expected"),
+        (("--gamma", 1, "--objective", "hierarchical"), "--gamma means nothing with --objective h"),
+        (("--no-truncation-continuous",), "--truncation-continuous means nothing with --no-spect"),
+        (("--wandb-project", "x"), "--wandb-project means nothing with --no-wandb"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_made(

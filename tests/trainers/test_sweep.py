@@ -140,7 +140,15 @@ def test_values_are_looked_at_beside_each_other() -> None:
     both = ("dec_gmin=0,3", "dec_gmax=2,4")
     with pytest.raises(ConfigError, match=r"dec_gmin 3, dec_gmax 2: --dec-gmin is 3.0"):
         plan(*both)
-    plan("dec_gmin=0,1", "dec_gmax=2,4")
+    plan("dec_gmin=0,1", "dec_gmax=2,4", base=recipes.bmshj2018().updated({"act": "gdnish"}))
+
+
+def test_what_can_matter_in_no_trial_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--w-lr means nothing with --objective standard"):
+        plan("w_lr=0.01,0.05", base=recipes.hpcm())
+    with pytest.raises(ConfigError, match="--gamma means nothing with --gamma-schedule linear or"):
+        plan("gamma=0.001,0.003", "gamma_schedule=linear,cosine")
+    plan("gamma=0.001,0.003", "gamma_schedule=fixed,cosine")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from lic.trainers.search_space import (
     TRIALS,
     Dimension,
     Plan,
+    check_space,
     parse_over,
     parse_set,
     told,
@@ -211,7 +212,9 @@ def _wanted(
     _check_meaning(model, {*given, *swept})
     if "steps" in {*given, *swept} and "epochs" not in {*given, *swept}:
         given["epochs"] = 0
-    return base.updated(_with_optimizer(model, given, swept, config)), tuple(dimensions)
+    base = base.updated(_with_optimizer(model, given, swept, config))
+    check_space(dimensions, base, given)
+    return base, tuple(dimensions)
 
 
 def _with_optimizer(

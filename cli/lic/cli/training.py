@@ -16,6 +16,7 @@ from lic.cli.console import Output
 from lic.cli.extras import require
 from lic.codec.errors import ConfigError, OutputError
 from lic.trainers.config import TrainConfig
+from lic.trainers.needs import check_needs
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -129,6 +130,7 @@ class Run:
         if self.resume:
             state = runs.last_state(folder, given, self.say, command=command)
             config = TrainConfig.from_dict(state["config"])
+            check_needs(given, config)
             fabric = self._open(config)
             trainer = runs.resume(state, self.place, fabric, self.say)
         else:
@@ -138,9 +140,13 @@ class Run:
                     "or take the line out of the file"
                 )
             config = replace(base.updated(given), init=init.name if init else "")
+            if init is None:
+                check_needs(given, config)
             fabric = self._open(config)
             with peers_told_apart(), _new_folder(folder, fabric):
                 start_from, config = model(config)
+                # What a model is, it may have told only now.
+                check_needs(given, config)
                 if fabric.is_global_zero:
                     write_config(config, folder / CONFIG, self.out)
                 trainer = runs.start(

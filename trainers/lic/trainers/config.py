@@ -6,7 +6,7 @@ that an option is written down once. No torch here: `lic train --help` reads thi
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from lic.codec.errors import ConfigError
 from lic.trainers.objective_options import (
@@ -15,11 +15,24 @@ from lic.trainers.objective_options import (
     ObjectiveConfig,
     SpectralConfig,
 )
-from lic.trainers.sections import Section, numbers, option, option_name
+from lic.trainers.sections import Need, Section, numbers, option, option_name
 
+BMSHJ2018 = ("factorized", "hyperprior")
 HPCM_SIZES = ("base", "large", "phi", "tiny")
 # Of models from elsewhere that have widths of their own.
 CUSTOM = "custom"
+
+# What options of the GDN-ish blocks, of the entropy bottleneck, of half precision and of int8 hang
+# on.
+_ENCODER: Final = {"act": ("gdnish",), "replace_parts": ("all", "encoder")}
+_DECODER: Final = {"act": ("gdnish",), "replace_parts": ("all", "decoder")}
+_BOTTLENECK: Final[dict[str, Need]] = {
+    "arch": BMSHJ2018,
+    "train_scope": ("replaced+entropy", "replaced+hyper", "all"),
+    "freeze_entropy": False,
+}
+_HALF: Final = {"amp": ("bf16", "fp16")}
+_INT8: Final = {"qat": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +42,7 @@ class ModelConfig(Section):
     arch: str = option(
         "factorized",
         "Model of Balle et al. 2018, or HPCM.",
-        choices=("factorized", "hyperprior", "hpcm"),
+        choices=(*BMSHJ2018, "hpcm"),
     )
     size: str = option(
         "lite",
@@ -42,11 +55,13 @@ class ModelConfig(Section):
         "HPCM: where the second scale gets its hyper parameters: upstream, as the published "
         "models, or corrected, at their own sites.",
         choices=("upstream", "corrected"),
+        needs={"arch": ("hpcm",)},
     )
     start: str = option(
         "pca",
         "pca starts the transforms as a block transform of the photos' principal components.",
         choices=("pca", "random"),
+        needs={"arch": BMSHJ2018, "init": False},
     )
 
     def __post_init__(self) -> None:
@@ -67,15 +82,28 @@ class ActivationConfig(Section):
         "Non-linearity. gdnish: gain blocks of convolutions, ReLU6 and products; igdn1: GDN "
         "without squares and roots.",
         choices=("relu", "gdnish", "igdn1", "gdn"),
+        needs={"arch": BMSHJ2018},
     )
-    enc_t: int = option(2, "gdnish encoder: expansion of its first 1x1.", least=1, most=16)
-    enc_kdw: int = option(3, "gdnish encoder: side of its depthwise kernel.", least=1, most=15)
-    enc_eca: bool = option(False, "gdnish encoder: channel gate of pooled neighbours.")
-    enc_residual: bool = option(True, "gdnish encoder: add the input.")
-    dec_k: int = option(3, "gdnish decoder: side of its depthwise kernel.", least=1, most=15)
-    dec_gmin: float = option(0.0, "gdnish decoder: smallest gain.", least=-64, most=64)
-    dec_gmax: float = option(4.0, "gdnish decoder: largest gain.", least=-64, most=64)
-    dec_residual: bool = option(False, "gdnish decoder: add the input.")
+    enc_t: int = option(
+        2, "gdnish encoder: expansion of its first 1x1.", least=1, most=16, needs=_ENCODER
+    )
+    enc_kdw: int = option(
+        3, "gdnish encoder: side of its depthwise kernel.", least=1, most=15, needs=_ENCODER
+    )
+    enc_eca: bool = option(
+        False, "gdnish encoder: channel gate of pooled neighbours.", needs=_ENCODER
+    )
+    enc_residual: bool = option(True, "gdnish encoder: add the input.", needs=_ENCODER)
+    dec_k: int = option(
+        3, "gdnish decoder: side of its depthwise kernel.", least=1, most=15, needs=_DECODER
+    )
+    dec_gmin: float = option(
+        0.0, "gdnish decoder: smallest gain.", least=-64, most=64, needs=_DECODER
+    )
+    dec_gmax: float = option(
+        4.0, "gdnish decoder: largest gain.", least=-64, most=64, needs=_DECODER
+    )
+    dec_residual: bool = option(False, "gdnish decoder: add the input.", needs=_DECODER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,7 +149,9 @@ class DataConfig(Section):
     prepared: bool = option(
         False, "The folder holds crops of 'lic data prepare': use them whole, mirrored at random."
     )
-    crop: int = option(128, "Side of a random crop in pixels.", least=16, multiple=16)
+    crop: int = option(
+        128, "Side of a random crop in pixels.", least=16, multiple=16, needs={"prepared": False}
+    )
     batch: int = option(8, "Crops per step and process.", least=1)
     flip_vertical: bool = option(False, "Also mirror crops upside down at random.")
     prefix: tuple[str, ...] = option((), "Use only photos whose name starts so; repeatable.")
@@ -134,7 +164,7 @@ class DataConfig(Section):
     )
     val_share: float = option(
         0.02, "Share of the photos held out where no validation folder is; 0: none.",
-        least=0, most=0.5,
+        least=0, most=0.5, needs={"val": False},
     )  # fmt: skip
     val_count: int = option(24, "Most pictures to validate on.", least=1)
 
@@ -150,8 +180,12 @@ class LossConfig(Section):
         choices=("mse", "ms-ssim", "recon", "rd"),
     )
     lmbda: float = option(0.013, "Weight of the distortion, on the scale of CompressAI.", above=0)
-    alpha_l1: float = option(0.4, "Share of L1 in --loss recon and rd.", least=0, most=1)
-    lambda_bpp: float = option(0.01, "Weight of the rate of --loss rd.", least=0)
+    alpha_l1: float = option(
+        0.4, "Share of L1 in --loss recon and rd.", least=0, most=1, needs={"loss": ("recon", "rd")}
+    )
+    lambda_bpp: float = option(
+        0.01, "Weight of the rate of --loss rd.", least=0, needs={"loss": ("rd",)}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +199,12 @@ class PrecisionConfig(Section):
         "these and the decoder; all that normalises or exponentiates; or the classes of "
         "--local-fp32-class.",
         choices=("none", "entropy", "entropy+decoder", "all_normexp", "custom"),
+        needs=_HALF,
     )
     local_fp32_class: tuple[str, ...] = option(
-        (), "Name of a module class for --local-fp32 custom; repeatable."
+        (),
+        "Name of a module class for --local-fp32 custom; repeatable.",
+        needs={"local_fp32": ("custom",)},
     )
 
     def __post_init__(self) -> None:
@@ -189,8 +226,18 @@ class OptimizerConfig(Section):
         choices=("adam", "adamw", "cautious-adam", "soap", "muon"),
     )
     lr: float = option(1e-3, "Peak learning rate of the transforms.", above=0)
-    entropy_lr: float = option(3e-3, "Peak learning rate of the entropy model.", above=0)
-    weight_decay: float = option(0.0, "Decoupled weight decay (adamw, soap, muon).", least=0)
+    entropy_lr: float = option(
+        3e-3,
+        "Peak learning rate of the entropy model.",
+        above=0,
+        needs={**_BOTTLENECK, "loss": ("mse", "ms-ssim", "rd")},
+    )
+    weight_decay: float = option(
+        0.0,
+        "Decoupled weight decay (adamw, soap, muon).",
+        least=0,
+        needs={"optimizer": ("adamw", "cautious-adam", "soap", "muon")},
+    )
     schedule: str = option(
         "cosine",
         "Of the learning rates. onecycle moves per step; plateau follows validation; milestones "
@@ -199,16 +246,28 @@ class OptimizerConfig(Section):
     )
     milestones: str = option(
         "2750,2850,2950", "milestones: epochs of 3,000 at which the rate changes.",
-        count=(1, 2, 3, 4, 5, 6), least=0,
+        count=(1, 2, 3, 4, 5, 6), least=0, needs={"schedule": ("milestones",)},
     )  # fmt: skip
     milestone_factors: str = option(
         "0.3,0.1,0.01", "milestones: shares of the peak from there on.",
-        count=(1, 2, 3, 4, 5, 6), above=0, most=1,
+        count=(1, 2, 3, 4, 5, 6), above=0, most=1, needs={"schedule": ("milestones",)},
     )  # fmt: skip
-    final_lr_fraction: float = option(0.01, "End of cosine and onecycle.", least=0, most=1)
-    onecycle_pct_start: float = option(0.3, "Share of the rise.", above=0, below=1)
-    plateau_patience: int = option(5, "Validations without gain before a cut.", least=0)
-    plateau_factor: float = option(0.5, "Factor of a cut.", above=0, below=1)
+    final_lr_fraction: float = option(
+        0.01,
+        "End of cosine and onecycle.",
+        least=0,
+        most=1,
+        needs={"schedule": ("cosine", "onecycle")},
+    )
+    onecycle_pct_start: float = option(
+        0.3, "Share of the rise.", above=0, below=1, needs={"schedule": ("onecycle",)}
+    )
+    plateau_patience: int = option(
+        5, "Validations without gain before a cut.", least=0, needs={"schedule": ("plateau",)}
+    )
+    plateau_factor: float = option(
+        0.5, "Factor of a cut.", above=0, below=1, needs={"schedule": ("plateau",)}
+    )
     lr_warmup_steps: int = option(100, "Linear rise at the start.", least=0)
     max_grad_norm: float = option(1.0, "Clip of the gradient's norm; 0 = off.", least=0)
     skip_nonfinite: int = option(
@@ -220,12 +279,15 @@ class OptimizerConfig(Section):
         False,
         "Learn the quantiles of the entropy bottleneck with an optimiser of their own, as "
         "CompressAI does. Off, they are solved for exactly at the end.",
+        needs=_BOTTLENECK,
     )
-    eb_aux_lr: float = option(1e-3, "Learning rate of --eb-aux.", above=0)
+    eb_aux_lr: float = option(1e-3, "Learning rate of --eb-aux.", above=0, needs={"eb_aux": True})
     overflow_check: bool = option(
         False, "Stop at the first NaN, infinite or outsized value of any layer's output."
     )
-    overflow_tol: float = option(1e4, "What counts as outsized.", above=0)
+    overflow_tol: float = option(
+        1e4, "What counts as outsized.", above=0, needs={"overflow_check": True}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -243,20 +305,29 @@ class QatConfig(Section):
 
     qat: bool = option(False, "Train with int8 arithmetic simulated; the entropy part never is.")
     qat_scope: str = option(
-        "all", "Sides that are quantised.", choices=("encoder", "decoder", "all")
+        "all", "Sides that are quantised.", choices=("encoder", "decoder", "all"), needs=_INT8
     )
     qat_calibration_steps: int = option(
-        100, "Steps at the start that only observe ranges.", least=1
+        100, "Steps at the start that only observe ranges.", least=1, needs=_INT8
     )
-    qat_freeze_step: int = option(0, "Step from which ranges stay; 0: half of the run.", least=0)
+    qat_freeze_step: int = option(
+        0, "Step from which ranges stay; 0: half of the run.", least=0, needs=_INT8
+    )
     qat_init: str = option(
         "moving",
         "How calibration turns values into ranges: extremes, the 99.99th percentile, or a moving "
         "average of extremes.",
         choices=("minmax", "percentile", "moving"),
+        needs=_INT8,
     )
-    qat_range_margin: float = option(0.0, "Share by which ranges are widened.", least=0, most=1)
-    qat_skip_first_conv: bool = option(False, "Leave the encoder's first convolution in float.")
+    qat_range_margin: float = option(
+        0.0, "Share by which ranges are widened.", least=0, most=1, needs=_INT8
+    )
+    qat_skip_first_conv: bool = option(
+        False,
+        "Leave the encoder's first convolution in float.",
+        needs={"qat_scope": ("encoder", "all")},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +337,15 @@ class WatchConfig(Section):
     log_every: int = option(100, "Steps between lines of metrics.", least=1)
     val_every: int = option(0, "Steps between validations; 0: with each checkpoint.", least=0)
     recon_every: int = option(0, "Epochs between reconstructions; 0: none.", least=0)
-    recon_count: int = option(4, "Pictures of the validation that are reconstructed.", least=1)
+    recon_count: int = option(
+        4,
+        "Pictures of the validation that are reconstructed.",
+        least=1,
+        needs={"recon_every": True},
+    )
     tensorboard: bool = option(False, "Also write TensorBoard events.")
     wandb: bool = option(False, "Also log to Weights & Biases; WANDB_MODE=offline works.")
-    wandb_project: str = option("lic", "Project there.")
+    wandb_project: str = option("lic", "Project there.", needs={"wandb": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +365,7 @@ class CheckpointConfig(Section):
 class RunConfig(Section):
     """Length and seed."""
 
-    steps: int = option(20_000, "Optimiser steps.", least=1)
+    steps: int = option(20_000, "Optimiser steps.", least=1, needs={"epochs": False})
     epochs: int = option(0, "Passes over the photos instead of --steps; 0: --steps.", least=0)
     seed: int = option(0, "Of weights, crops and noise.", least=0, below=2**31)
     compile: bool = option(False, "Compile the networks (torch.compile); slow to start.")

@@ -6,10 +6,22 @@ Lengths are in epochs. What is written for a run of 3,000, as upstream's, is sca
 from dataclasses import dataclass
 from typing import Final
 
-from lic.trainers.sections import Section, option
+from lic.trainers.sections import Need, Section, option
 
 # Length of the run that milestones and knots are told for: that of the published HPCM.
 EPOCHS: Final = 3000
+
+# What options of tasks, their weights and gamma, the filter and the scales hang on.
+_WEIGHED: Final = {"objective": ("balanced", "hierarchical")}
+_FAMO: Final = {"balanced_solver": ("famo",)}
+_BY_SCALE: Final = {"objective": ("hierarchical",)}
+_FILTERED: Final = {"spectral_reg": True}
+_APART: Final = {"inter_scale_reg": True}
+
+
+def _gamma_of(*schedules: str) -> dict[str, Need]:
+    """Return what options of one gamma for two tasks need."""
+    return {"objective": ("balanced",), "gamma_schedule": schedules}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,27 +39,34 @@ class ObjectiveConfig(Section):
         "famo: weights learn from the progress of each task; qp: the closed form from both "
         "gradients, for fine-tuning; fixed: weights that stay, the control.",
         choices=("famo", "qp", "fixed"),
+        needs=_WEIGHED,
     )
-    w_lr: float = option(0.025, "famo: learning rate of the weights' logits.", above=0)
+    w_lr: float = option(0.025, "famo: learning rate of the weights' logits.", above=0, needs=_FAMO)
     min_losses: str = option(
         "-1", "Lower bound of each task's loss, or one for all: logarithms are taken above it.",
-        count=(1, 2, 5, 7),
+        count=(1, 2, 5, 7), needs=_WEIGHED,
     )  # fmt: skip
     update_every: int = option(
-        1, "famo: steps between looks at what a step did, each a forward pass more.", least=1
+        1,
+        "famo: steps between looks at what a step did, each a forward pass more.",
+        least=1,
+        needs=_FAMO,
     )
     tasks: str = option(
         "exact5",
         "hierarchical: exact5 and exact7 split the true loss by scales; fixed5 takes fixed shares "
         "of the whole rate and distortion.",
         choices=("exact5", "exact7", "fixed5"),
+        needs=_BY_SCALE,
     )
     renormalise: bool = option(
-        False, "fixed5: make the shares of the distortion add up to one, so that lambda stays."
+        False,
+        "fixed5: make the shares of the distortion add up to one, so that lambda stays.",
+        needs={"tasks": ("fixed5",)},
     )
     scale_weights: str = option(
         "0.3,0.4,0.3", "hierarchical: prior shares of s1, s2, s3 that weights are drawn towards.",
-        count=(3,), above=0,
+        count=(3,), above=0, needs=_BY_SCALE,
     )  # fmt: skip
 
 
@@ -55,7 +74,7 @@ class ObjectiveConfig(Section):
 class GammaConfig(Section):
     """How fast task weights forget: gamma draws them towards their prior, it is no importance."""
 
-    gamma: float = option(0.003, "Of --gamma-schedule fixed.", least=0)
+    gamma: float = option(0.003, "Of --gamma-schedule fixed.", least=0, needs=_gamma_of("fixed"))
     gamma_schedule: str = option(
         "fixed",
         "Course of gamma over the run; hierarchical is for --objective hierarchical alone, step, "
@@ -63,26 +82,64 @@ class GammaConfig(Section):
         choices=(
             "fixed", "linear", "cosine", "step", "adaptive", "hpcm", "hpcm_step", "adaptive_snr",
             "hierarchical",
-        ),
+        ), needs=_FAMO,
     )  # fmt: skip
-    gamma_initial: float = option(0.006, "Where a schedule starts.", least=0)
-    gamma_final: float = option(0.001, "Where it ends.", least=0)
+    gamma_initial: float = option(
+        0.006,
+        "Where a schedule starts.",
+        least=0,
+        needs=_gamma_of(
+            "linear", "cosine", "step", "adaptive", "hpcm", "hpcm_step", "adaptive_snr"
+        ),
+    )
+    gamma_final: float = option(
+        0.001,
+        "Where it ends.",
+        least=0,
+        needs=_gamma_of("linear", "cosine", "step", "adaptive", "hpcm", "adaptive_snr"),
+    )
     gamma_warmup: float = option(
-        0.0, "linear, cosine, adaptive: epochs of 3,000 before it moves.", least=0, below=3000
+        0.0,
+        "linear, cosine, adaptive: epochs of 3,000 before it moves.",
+        least=0,
+        below=3000,
+        needs={"gamma_schedule": ("linear", "cosine", "adaptive", "adaptive_snr")},
     )
     gamma_milestones: str = option(
-        "1000,2000", "step: epochs of 3,000 at which it is cut.", count=(1, 2, 3, 4, 5, 6), least=0
+        "1000,2000",
+        "step: epochs of 3,000 at which it is cut.",
+        count=(1, 2, 3, 4, 5, 6),
+        least=0,
+        needs=_gamma_of("step"),
     )
-    gamma_factor: float = option(0.5, "step: factor of a cut.", above=0, below=1)
-    gamma_window: int = option(50, "adaptive: validations (steps with snr) looked at.", least=2)
+    gamma_factor: float = option(
+        0.5, "step: factor of a cut.", above=0, below=1, needs=_gamma_of("step")
+    )
+    gamma_window: int = option(
+        50,
+        "adaptive: validations (steps with snr) looked at.",
+        least=2,
+        needs={"gamma_schedule": ("adaptive", "adaptive_snr")},
+    )
     gamma_threshold: float = option(
-        0.01, "adaptive: variation of the validation loss below which gamma is lowered.", above=0
+        0.01,
+        "adaptive: variation of the validation loss below which gamma is lowered.",
+        above=0,
+        needs={"gamma_schedule": ("adaptive",)},
     )
     scale_gammas: str = option(
-        "0.008,0.006,0.004", "hierarchical: where s1, s2, s3 start.", count=(3,), least=0
+        "0.008,0.006,0.004",
+        "hierarchical: where s1, s2, s3 start.",
+        count=(3,),
+        least=0,
+        needs={**_BY_SCALE, **_FAMO},
     )
     scale_gammas_final: str = option(
-        "", "hierarchical: where they end. Default: half of the start.", count=(0, 3), least=0
+        "",
+        "hierarchical: where they end. Default: half of the start.",
+        count=(0, 3),
+        least=0,
+        needs={**_BY_SCALE, "gamma_schedule": ("linear", "cosine", "adaptive")},
     )
 
 
@@ -93,29 +150,41 @@ class SpectralConfig(Section):
     spectral_reg: bool = option(
         False, "Show low frequencies first: pictures are low-pass filtered for some epochs."
     )
-    tau_init: float = option(0.05, "Radius of the filter at the start.", above=0, most=1)
-    tau_final: float = option(1.0, "Radius at the end.", above=0, most=1)
+    tau_init: float = option(
+        0.05, "Radius of the filter at the start.", above=0, most=1, needs=_FILTERED
+    )
+    tau_final: float = option(1.0, "Radius at the end.", above=0, most=1, needs=_FILTERED)
     truncation_epochs: float = option(
-        100.0, "Epochs of 3,000 that are filtered.", above=0, below=3000
+        100.0, "Epochs of 3,000 that are filtered.", above=0, below=3000, needs=_FILTERED
     )
     truncation_continuous: bool = option(
-        False, "Blend the picture in as the filter opens: without, the end is a jump."
+        False,
+        "Blend the picture in as the filter opens: without, the end is a jump.",
+        needs=_FILTERED,
     )
     truncation_target: str = option(
         "truncated", "What is compared with: the filtered picture or the original.",
-        choices=("truncated", "original"),
+        choices=("truncated", "original"), needs=_FILTERED,
     )  # fmt: skip
     inter_scale_reg: bool = option(
-        False, "Keep the scales of the latents apart, after the filtered epochs."
+        False,
+        "Keep the scales of the latents apart, after the filtered epochs.",
+        needs={"arch": ("hpcm",)},
     )
-    delta: float = option(0.1, "Weight of --inter-scale-reg.", above=0)
+    delta: float = option(0.1, "Weight of --inter-scale-reg.", above=0, needs=_APART)
     inter_scale_form: str = option(
         "rel_l2",
         "rel_l2, cos2, innovation: bounded forms; literal: minus the squared difference, which "
         "has no bound and can diverge.",
         choices=("rel_l2", "cos2", "innovation", "literal"),
+        needs=_APART,
     )
-    align_lr: float = option(1e-3, "Learning rate of what aligns the scales.", above=0)
+    align_lr: float = option(
+        1e-3,
+        "Learning rate of what aligns the scales.",
+        above=0,
+        needs={"inter_scale_form": ("rel_l2", "literal")},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,5 +201,5 @@ class FinetuneConfig(Section):
     )
     scale_patience: int = option(
         0, "Validations without gain in the bits of a scale until its layers stop; 0: never.",
-        least=0,
+        least=0, needs={"arch": ("hpcm",)},
     )  # fmt: skip

@@ -60,7 +60,7 @@ def build_optimizers(
     if config.optimizer == "adam" and config.weight_decay:
         raise ConfigError(
             f"--weight-decay is {config.weight_decay:g} and --optimizer adam has none; expected "
-            "0, or adamw, soap or muon"
+            "0, or adamw, cautious-adam, soap or muon"
         )
     quantiles, densities, kernels, others = _sorted(model)
     factors = {id(p): factor(name) for name, p in model.named_parameters()}

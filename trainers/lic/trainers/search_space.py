@@ -6,13 +6,14 @@ No torch and no Optuna here: `lic train --help` reads this module.
 import difflib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any, Final, NamedTuple
 
 from lic.codec.errors import ConfigError
 from lic.trainers import recipes
 from lic.trainers.config import SECTIONS, LossConfig, TrainConfig
+from lic.trainers.needs import check_needs
 from lic.trainers.sections import option_name
 
 Value = bool | int | float | str
@@ -191,11 +192,17 @@ def parse_set(text: str) -> tuple[str, Any]:
     return name, _converted(name, value.strip())
 
 
-def check_space(space: Sequence[Dimension], base: TrainConfig) -> None:
+def check_space(space: Sequence[Dimension], base: TrainConfig, given: Iterable[str] = ()) -> None:
     """Try all values, as the options of a run.
 
+    Args:
+        space: what is swept.
+        base: the other options.
+        given: names of those that were asked for.
+
     Raises:
-        ConfigError: one that cannot work, alone or beside others; the message says which.
+        ConfigError: a value that cannot work, alone or beside others, or an option that changes
+            nothing in any trial; the message says which.
     """
     names = [dimension.name for dimension in space]
     if not names:
@@ -208,6 +215,7 @@ def check_space(space: Sequence[Dimension], base: TrainConfig) -> None:
             base.updated(values)
         except ConfigError as error:
             raise ConfigError(f"--over {told(values)}: {error}") from None
+    check_needs((*names, *given), base, {d.name: d.tried() for d in space})
 
 
 def cells(space: Sequence[Dimension]) -> list[Values]:

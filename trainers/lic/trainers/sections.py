@@ -8,6 +8,9 @@ from typing import Any
 
 from lic.codec.errors import ConfigError
 
+# Of another option: one of some values, or whether it is on, set or above 0.
+Need = bool | tuple[str, ...]
+
 
 def option(
     default: Any,
@@ -21,16 +24,17 @@ def option(
     multiple: int = 1,
     short: str = "",
     count: tuple[int, ...] = (),
+    needs: Mapping[str, Need] | None = None,
 ) -> Any:
     """Return a dataclass field that knows its help text and which values can work.
 
     `count` is for texts of numbers with commas between: how many there may be, each within the
-    bounds.
+    bounds. `needs` says beside which other options, by name, it means something at all.
     """
     metadata = {
         "help": help_text, "choices": choices, "above": above, "least": least, "most": most,
         "below": below, "multiple": multiple, "short": short,
-        "count": count,
+        "count": count, "needs": dict(needs or {}),
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
