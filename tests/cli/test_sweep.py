@@ -119,6 +119,20 @@ def test_a_preset_is_balanced_training_with_its_own_optimiser(
         assert config.data.crop == recipes.hpcm().data.crop
 
 
+def test_a_file_may_make_it_balanced(
+    lic: Lic, photos: Path, tmp_path: Path, tried: list[TrainConfig]
+) -> None:
+    path = tmp_path / "base.toml"
+    path.write_text('[objective]\nobjective = "balanced"\n')
+    over = ("--over", "w_lr=0.01,0.05", "--config", path, *held(photos))
+    assert lic(*command(photos, tmp_path / "s", *over, model="hpcm")).code == 0
+    assert {config.optimizer.optimizer for config in tried} == {"cautious-adam"}
+    tried.clear()
+    over = ("--over", "objective=standard,balanced", "--set", "optimizer=adam", *held(photos))
+    assert lic(*command(photos, tmp_path / "t", *over, model="hpcm")).code == 0
+    assert {config.optimizer.optimizer for config in tried} == {"adam"}
+
+
 def test_options_come_from_a_file_and_from_the_line(
     lic: Lic, photos: Path, tmp_path: Path, tried: list[TrainConfig]
 ) -> None:
@@ -164,6 +178,7 @@ def test_the_database_may_be_elsewhere(
         (("--over", "train_scope=all"), "--train-scope means nothing to --model bmshj2018"),
         (("--over", "finetune_lr=1e-5,1e-4", "--model", "hpcm"), "--finetune-lr means nothing to"),
         (("--over", "placement=upstream,corrected"), "--placement means nothing to --model bmshj"),
+        (("--over", "objective=standard,balanced", "--model", "hpcm"), "by --set optimizer=adam"),
         (("--over", "lr=1", "--set", "plateau_factor=0.1"), "--plateau-factor means nothing with"),
         (("--over", "batch=1,2", "--over", "eb_aux_lr=1,2"), "--eb-aux-lr means nothing with --no"),
         (("--over", "steps=1,2", "--set", "epochs=2"), "--steps means nothing with --epochs 2"),

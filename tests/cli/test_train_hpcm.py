@@ -1,6 +1,7 @@
 """lic train hpcm and schedules: options, fine-tuning, and what is refused."""
 
 import json
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lic.cli.training import Run
 from lic.codec.bundle import Bundle
 from lic.codec.models import HPCM, FactorizedConfig, FactorizedPrior
 from lic.codec.models.hpcm_config import SIZES
@@ -103,22 +105,34 @@ def test_the_defaults_are_the_published_recipe(
     assert "--eb-aux" not in help_text and "--arch" not in help_text
 
 
+BALANCED = '[objective]\nobjective = "balanced"\n'
+
+
 @pytest.mark.parametrize(
-    ("options", "optimizer"),
+    ("file", "options", "optimizer"),
     [
-        (("--objective", "balanced"), "cautious-adam"),
-        (("--objective", "balanced", "--no-cautious"), "adam"),
-        (("--objective", "balanced", "--optimizer", "soap"), "soap"),
-        (("--cautious",), "cautious-adam"),
-        ((), "adam"),
+        ("", ("--objective", "balanced"), "cautious-adam"),
+        ("", ("--objective", "balanced", "--no-cautious"), "adam"),
+        ("", ("--objective", "balanced", "--optimizer", "soap"), "soap"),
+        ("", ("--cautious",), "cautious-adam"),
+        ("", (), "adam"),
+        (BALANCED, (), "cautious-adam"),
+        (BALANCED, ("--no-cautious",), "adam"),
+        (BALANCED, ("--objective", "standard"), "adam"),
+        (BALANCED + '[optimizer]\noptimizer = "adam"\n', (), "adam"),
+        ('[optimizer]\noptimizer = "soap"\n', ("--objective", "balanced"), "soap"),
     ],
 )
 def test_caution_belongs_to_the_balanced_recipe(
-    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any], options: Any, optimizer: str
-) -> None:
-    assert lic(*command(photos, tmp_path / "run", *options)).code == 0
-    assert no_export
-    assert config(tmp_path / "run")["optimizer"]["optimizer"] == optimizer
+    lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    file: str, options: tuple[str, ...], optimizer: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Run, "_train", lambda *_: None)
+    (tmp_path / "a.toml").write_text(file)
+    done = lic(*command(photos, tmp_path / "run", "--config", tmp_path / "a.toml", *options))
+    assert done.code == 0, done.err
+    found = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert found["optimizer"]["optimizer"] == optimizer
 
 
 def test_fine_tuning_takes_weights_alone(

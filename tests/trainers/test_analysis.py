@@ -153,6 +153,7 @@ def test_one_setting_best_at_every_lambda_leaves_lambda_open(tmp_path: Path) -> 
     wanted = {"gamma": 0.003, "objective": "balanced", "epochs": 0, "steps": 100}
     loaded = TrainConfig.from_dict(options, recipes.hpcm())
     assert loaded == recipes.hpcm().updated(wanted)
+    assert recipes.completed(loaded, options["optimizer"]) == loaded, "it trains as the trials did"
 
 
 def test_seeds_are_runs_of_one_setting(tmp_path: Path) -> None:

@@ -124,22 +124,29 @@ def _parameter(recipe: TrainConfig, section: str, item: "Field[Any]") -> inspect
     )
 
 
-def read_config(path: Path, base: TrainConfig) -> TrainConfig:
-    """Return the options of a TOML file; what it leaves out is as in `base`.
+def read_config(path: Path | None, base: TrainConfig) -> tuple[TrainConfig, frozenset[str]]:
+    """Return the options of a TOML file, and the names of those that stand in it.
+
+    What it leaves out is as in `base`; without a file all are.
 
     Raises:
         ConfigError: missing, no TOML, or holding what is no option.
     """
     import tomllib
 
+    if path is None:
+        return base, frozenset()
     try:
-        return TrainConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")), base)
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        config = TrainConfig.from_dict(values, base)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no TOML ({error})") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    sections = (values[name] for name in SECTIONS if name in values)
+    return config, frozenset(name for section in sections for name in section)
 
 
 def write_config(config: TrainConfig, path: Path, out: Output) -> None:

@@ -1,9 +1,9 @@
 """lic train sweep and lic train analyze: many runs with other options, and what they say."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +11,9 @@ from lic.cli import options
 from lic.cli.config_options import Offer, read_config, write_config
 from lic.cli.console import Output
 from lic.cli.extras import require
-from lic.cli.training import CONFIG, DEVICES, OFFERS, with_caution
+from lic.cli.training import CONFIG, DEVICES, OFFERS
 from lic.codec.errors import ConfigError, TrainingError
+from lic.trainers import recipes
 from lic.trainers.config import SECTIONS, TrainConfig
 from lic.trainers.search_space import (
     PRESETS,
@@ -203,7 +204,7 @@ def _wanted(
         raise ConfigError(f"{both[0]} is given by --set and swept; leave one of them out")
     given = {name: value for name, value in given.items() if name not in swept}
     recipe = RECIPES[model]()
-    base = read_config(config, recipe) if config else recipe
+    base, named = read_config(config, recipe)
     if base.init:
         raise ConfigError(
             f"{config} is of a run that went on from {base.init}, and a sweep trains from scratch; "
@@ -212,18 +213,22 @@ def _wanted(
     _check_meaning(model, {*given, *swept})
     if "steps" in {*given, *swept} and "epochs" not in {*given, *swept}:
         given["epochs"] = 0
-    base = base.updated(_with_optimizer(model, given, swept, config))
+    named |= {*given, *swept}
+    base = recipes.completed(base.updated(given), named)
+    _check_optimizer(model, dimensions, named)
     check_space(dimensions, base, given)
     return base, tuple(dimensions)
 
 
-def _with_optimizer(
-    model: str, given: dict[str, Any], swept: set[str], config: Path | None
-) -> dict[str, Any]:
-    """Return the options with the optimiser that lic train hpcm takes for them."""
-    if model != "hpcm" or config or "optimizer" in swept:
-        return given
-    return with_caution(given, None)
+def _check_optimizer(model: str, space: Sequence[Dimension], named: Collection[str]) -> None:
+    """Refuse to compare objectives whose usual optimisers differ, unless one is named for all."""
+    objectives = {value for d in space if d.name == "objective" for value in d.values}
+    if model == "hpcm" and "balanced" in objectives and "optimizer" not in named:
+        raise ConfigError(
+            "--over objective: lic train hpcm takes cautious-adam for balanced and adam for the "
+            "others, so that two things would change at once; name one for all by --set "
+            "optimizer=adam, or sweep it as well"
+        )
 
 
 def _check_meaning(model: str, names: set[str]) -> None:

@@ -17,6 +17,7 @@ from lic.cli.extras import require
 from lic.codec.errors import ConfigError, OutputError
 from lic.trainers.config import TrainConfig
 from lic.trainers.needs import check_needs
+from lic.trainers.recipes import completed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -87,14 +88,14 @@ class Run:
             nodes=self.nodes,
         )
 
-    def options(self, recipe: TrainConfig, *, command: str) -> TrainConfig:
-        """Return the recipe with what a file of options says."""
+    def options(self, recipe: TrainConfig, *, command: str) -> tuple[TrainConfig, frozenset[str]]:
+        """Return the recipe with what a file of options says, and the names of what it says."""
         if self.config and self.resume:
             raise ConfigError("--resume goes on with the run's own options; leave out --config")
-        config = read_config(self.config, recipe) if self.config else recipe
+        config, named = read_config(self.config, recipe)
         if command != "relu" and config.replacement != recipe.replacement:
             raise ConfigError(f"{self.config}: [replacement] is for lic train relu; take it out")
-        return config
+        return config, named
 
     def say(self, text: str) -> None:
         """Say something useful, once."""
@@ -124,7 +125,7 @@ class Run:
         from lic.trainers.stopping import peers_told_apart
 
         folder = self.place.folder
-        base = self.options(recipe, command=command)
+        base, named = self.options(recipe, command=command)
         if "steps" in given and "epochs" not in given and not self.resume:
             given = {**given, "epochs": 0}
         if self.resume:
@@ -139,7 +140,8 @@ class Run:
                     f"--config is of a run that went on from {base.init}; name that with --init, "
                     "or take the line out of the file"
                 )
-            config = replace(base.updated(given), init=init.name if init else "")
+            config = completed(base.updated(given), named | given.keys())
+            config = replace(config, init=init.name if init else "")
             if init is None:
                 check_needs(given, config)
             fabric = self._open(config)
@@ -218,10 +220,9 @@ class Run:
 
 
 def with_caution(given: dict[str, Any], cautious: bool | None) -> dict[str, Any]:
-    """Return the options with the optimiser that --cautious or the balanced recipe asks for."""
+    """Return the options with the optimiser that --cautious or --no-cautious asks for."""
     if cautious is None:
-        balanced = given.get("objective") == "balanced" and "optimizer" not in given
-        return {**given, "optimizer": "cautious-adam"} if balanced else given
+        return given
     wanted = "cautious-adam" if cautious else "adam"
     if given.get("optimizer", "adam") not in ("adam", wanted):
         flag = "--cautious" if cautious else "--no-cautious"

@@ -93,7 +93,8 @@ def warnings(found: Findings) -> list[str]:
 def recommended(found: Findings) -> dict[str, tuple[Pick, str]]:
     """Return what --config takes, by the name of the file: what was swept, and is no default.
 
-    Where one setting is recommended for all lambdas, its file leaves a swept lambda open.
+    The optimiser always stands there: left out, it would follow from the objective. Where one
+    setting is recommended for all lambdas, its file leaves a swept lambda open.
     """
     import tomli_w
 
@@ -104,6 +105,7 @@ def recommended(found: Findings) -> dict[str, tuple[Pick, str]]:
         config = found.base.updated({**dict(pick.setting), **own}).to_dict()
         left_out = {"seed"} | (MEASURE - own.keys()) if len(found.results) > 1 else {"seed"}
         left_out &= found.over.keys()
+        kept = {"optimizer", *own, *dict(pick.setting)}
         differing = {
             section: changed
             for section, values in config.items()
@@ -111,7 +113,7 @@ def recommended(found: Findings) -> dict[str, tuple[Pick, str]]:
             and (changed := {
                 name: value for name, value in values.items()
                 if name not in left_out
-                and (name in own or name in dict(pick.setting) or value != recipe[section][name])
+                and (name in kept or value != recipe[section][name])
             })
         }  # fmt: skip
         single = len(found.picks) == 1

@@ -1,5 +1,6 @@
 """Configs of the commands, as functions: a variant is a `replace` of one of them."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from lic.trainers.config import (
@@ -49,3 +50,18 @@ def hpcm_finetune() -> TrainConfig:
         optimizer=replace(base.optimizer, lr=base.finetune.finetune_lr, schedule="none"),
         gamma=GammaConfig(gamma_schedule="cosine", gamma_initial=0.002, gamma_final=0.001),
     )
+
+
+def completed(config: TrainConfig, named: Collection[str]) -> TrainConfig:
+    """Return the options with those that follow from others, unless somebody named them.
+
+    Balanced training of HPCM is published with cautious Adam.
+
+    Args:
+        config: all options.
+        named: those that were asked for, wherever.
+    """
+    balanced = config.model.arch == "hpcm" and config.objective.objective == "balanced"
+    if balanced and "optimizer" not in named:
+        return config.updated({"optimizer": "cautious-adam"})
+    return config
