@@ -144,6 +144,9 @@ def test_options_come_from_a_file_and_from_the_line(
     assert [config.data.batch for config in tried] == [1, 2]
     assert {config.optimizer.lr for config in tried} == {0.125}
     assert {config.optimizer.entropy_lr for config in tried} == {0.25}
+    path.write_text('[model]\narch = "factorized"\nsize = "lite"\n')
+    done = lic(*command(photos, tmp_path / "t", *more, model="hpcm"))
+    assert done.code == 2 and "arch is 'factorized', and --model hpcm; change one" in done.err
 
 
 def test_the_database_may_be_elsewhere(
@@ -179,6 +182,8 @@ def test_the_database_may_be_elsewhere(
         (("--over", "finetune_lr=1e-5,1e-4", "--model", "hpcm"), "--finetune-lr means nothing to"),
         (("--over", "placement=upstream,corrected"), "--placement means nothing to --model bmshj"),
         (("--over", "objective=standard,balanced", "--model", "hpcm"), "by --set optimizer=adam"),
+        (("--over", "lr=1", "--set", "size=base"), "--size is 'base'; expected one of lite, 1, 2"),
+        (("--over", "loss=mse,rd", "--model", "hpcm"), "--loss is 'rd'; expected one of mse, ms"),
         (("--over", "lr=1", "--set", "plateau_factor=0.1"), "--plateau-factor means nothing with"),
         (("--over", "batch=1,2", "--over", "eb_aux_lr=1,2"), "--eb-aux-lr means nothing with --no"),
         (("--over", "steps=1,2", "--set", "epochs=2"), "--steps means nothing with --epochs 2"),

@@ -197,6 +197,21 @@ def test_help_shows_every_option_with_its_default(lic: Lic, command: str) -> Non
                 assert f"[default: {default}]" in text
 
 
+def test_each_command_has_models_of_its_own(lic: Lic, photos: Path, tmp_path: Path) -> None:
+    text = " ".join(lic("train", "bmshj2018", "--help").out.split())
+    assert "--arch factorized|hyperprior " in text and "[default: lite]" in text
+    assert "[default: 20000]" in text and "--placement" not in text and "phi" not in text
+    text = " ".join(lic("train", "relu", "--help").out.split())
+    assert "--act relu|gdnish|igdn1 " in text and "--size" not in text
+    assert "[with --act gdnish and --replace-parts all or encoder]" in text
+    for more, said in (
+        (("--size", "base"), "--size is 'base'; expected one of lite, 1, 2, 3, 4, 5, 6, 7, 8, cus"),
+        (("--arch", "hpcm"), "--arch is 'hpcm'; expected one of factorized, hyperprior"),
+    ):
+        done = lic(*small_run(tmp_path / "run", photos, *more))
+        assert done.code == 2 and said in done.err, done.err
+
+
 def test_an_unknown_option_and_none_at_all_are_usage(lic: Lic) -> None:
     assert lic("train", "bmshj2018", "x", "-o", "y", "--lrr", 1).code == 2
     assert lic("train").code == 2

@@ -15,6 +15,7 @@ from lic.cli.training import Run
 from lic.codec.bundle import Bundle
 from lic.codec.models import HPCM, FactorizedConfig, FactorizedPrior
 from lic.codec.models.hpcm_config import SIZES
+from lic.codec.models.hpcm_files import LMBDAS
 from lic.trainers.checkpoints import find_checkpoint, load
 from lic.trainers.trackers import METRICS
 from tests.trainers.test_hpcm import MINI
@@ -103,6 +104,21 @@ def test_the_defaults_are_the_published_recipe(
     help_text = " ".join(lic("train", "hpcm", "--help").out.split())
     assert "[default: 3000]" in help_text and "[default: 256]" in help_text
     assert "--eb-aux" not in help_text and "--arch" not in help_text
+
+
+def test_help_is_that_of_hpcm_and_begins_with_what_every_run_wants(lic: Lic) -> None:
+    text = " ".join(lic("train", "hpcm", "--help").out.split())
+    assert "--size base|large|phi|tiny|custom " in text and "CompressAI:" not in text
+    assert "--epochs. [default: --epochs count]" in text
+    assert "[default: adam; cautious-adam with --objective balanced]" in text
+    assert "[default: that of a published --lmbda, else 1]" in text
+    assert "[with --objective balanced or hierarchical] [default: famo]" in text
+    assert "--metric ms-ssim 2.4, 4.58, 8.73, 16.64, 31.73 and 60.5." in text
+    for lmbdas in LMBDAS.values():
+        assert f"{', '.join(map(str, lmbdas[:-1]))} and {lmbdas[-1]}" in text
+    titles = ("Run:", "Model:", "Length:", "Loss:", "--metric", "Optimisation:", "Objective:")
+    places = [text.index(f" {title} ") for title in titles]
+    assert places == sorted(places)
 
 
 BALANCED = '[objective]\nobjective = "balanced"\n'
@@ -195,7 +211,7 @@ def test_the_literal_form_warns(
         (("--lmbda", 0), "--lmbda is 0.0; expected a number above 0"),
         (("--lmbda", -1), "--lmbda is -1.0"),
         (("--metric", "psnr"), "--metric is 'psnr'; expected mse or ms-ssim"),
-        (("--size", "lite"), "--size is lite"),
+        (("--size", "lite"), "--size is 'lite'; expected one of base, large, phi, tiny, custom"),
         (("--min-losses", "x"), "--min-losses is 'x'; expected 1 or 2 or 5 or 7 numbers"),
         (("--objective", "balanced", "--min-losses", "-1,-1,-1,-1,-1"), "expected 1, or 2"),
         (("--cautious", "--optimizer", "soap"), "--cautious and --optimizer soap contradict"),

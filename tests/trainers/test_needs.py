@@ -9,15 +9,15 @@ import torch
 from lic.codec.errors import ConfigError
 from lic.trainers import recipes
 from lic.trainers.balanced import build_training_objective
-from lic.trainers.config import TrainConfig
+from lic.trainers.config import OPTIONS, TrainConfig
 from lic.trainers.gamma import PER_SCALE, TWO_TASK, build_gamma
 from lic.trainers.losses import Terms
-from lic.trainers.needs import _OPTIONS, check_needs, needs_of
+from lic.trainers.needs import check_needs, needs_of
 from lic.trainers.schedules import build_schedule
 
 HPCM = recipes.hpcm()
 FAMO = {"objective": "balanced"}
-NEEDY = [name for name, item in _OPTIONS.items() if item.metadata["needs"]]
+NEEDY = [name for name, item in OPTIONS.items() if item.metadata["needs"]]
 
 
 def means_something(name: str, config: TrainConfig) -> bool:
@@ -35,11 +35,11 @@ def test_every_need_can_be_met(name: str) -> None:
         if other == "init":
             continue
         if isinstance(need, bool):
-            kind: Any = type(_OPTIONS[other].default)
+            kind: Any = type(OPTIONS[other].default)
             assert kind in (bool, int) or not need, f"{other} has no one value that is on"
             values[other] = kind(1) if need else kind()
         else:
-            assert set(need) <= set(_OPTIONS[other].metadata["choices"]), other
+            assert set(need) <= set(OPTIONS[other].metadata["choices"]), other
             values[other] = need[0]
     values["size"] = "base" if values["arch"] == "hpcm" else "lite"
     if values.get("local_fp32") == "custom":
@@ -113,7 +113,7 @@ def rates(config: TrainConfig) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("name", OF_SCHEDULES)
-@pytest.mark.parametrize("schedule", _OPTIONS["schedule"].metadata["choices"])
+@pytest.mark.parametrize("schedule", OPTIONS["schedule"].metadata["choices"])
 def test_the_table_is_true_of_learning_rates(schedule: str, name: str) -> None:
     config = HPCM.updated({"schedule": schedule})
     changed = config.updated({name: OF_SCHEDULES[name]})

@@ -1,8 +1,8 @@
 """The dataclasses of `lic.trainers.config` as options of a command."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import Field, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,33 +11,39 @@ from typer.core import TyperCommand
 
 from lic.cli.console import Output
 from lic.codec.errors import ConfigError
-from lic.trainers.config import SECTIONS, TrainConfig
-from lic.trainers.sections import option_name
+from lic.trainers.config import OPTIONS, SECTIONS, TrainConfig
+from lic.trainers.needs import told_needs
+from lic.trainers.sections import Need, option_name
 
-_PANELS = {
+# In the order of help, which begins with what every run wants.
+PANELS = {
     "model": "Model", "activation": "Non-linearities", "replacement": "Replacement",
     "run": "Length", "data": "Data", "loss": "Loss", "optimizer": "Optimisation",
-    "precision": "Precision", "qat": "Quantisation-aware training", "watch": "Watching",
-    "checkpoint": "Checkpoints", "bundle": "Bundle", "objective": "Objective",
-    "gamma": "Forgetting of task weights", "spectral": "Spectral regularisation",
-    "finetune": "Layers",
+    "objective": "Objective", "gamma": "Forgetting of task weights",
+    "spectral": "Spectral regularisation", "finetune": "Layers", "precision": "Precision",
+    "qat": "Quantisation-aware training", "watch": "Watching", "checkpoint": "Checkpoints",
+    "bundle": "Bundle",
 }  # fmt: skip
+_FIRST = ("Arguments", "Run")
 
 
 class SectionedCommand(TyperCommand):
     """A command whose help lists options section by section."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write one list for each panel that the options name, in the order they come."""
-        panels: dict[str, list[tuple[str, str]]] = {}
+        """Write one list for each panel that the options name."""
+        panels: dict[str, list[tuple[str, str]]] = {
+            title: [] for title in (*_FIRST, *PANELS.values())
+        }
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 title = getattr(parameter, "rich_help_panel", None)
                 arguments = parameter.param_type_name == "argument"
-                default = "Arguments" if arguments else "Run"
-                panels.setdefault(title or default, []).append(record)
+                panels[title or _FIRST[not arguments]].append(record)
         for title, rows in panels.items():
+            if not rows:
+                continue
             with formatter.section(title):
                 formatter.write_dl(rows)
 
@@ -49,16 +55,34 @@ class Offer:
     Attributes:
         sections: whose options it has.
         omit: those of them that mean nothing to it.
+        choices: values of options of which it has not all.
+        more: what it adds to the help of options.
+        defaults: what it calls the defaults of options that no value tells.
     """
 
     sections: tuple[str, ...]
     omit: frozenset[str] = frozenset()
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> frozenset[str]:
         """The names of its options."""
         every = {item.name for section in self.sections for item in fields(SECTIONS[section])}
         return frozenset(every - self.omit)
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value that an option has for other commands.
+
+        Raises:
+            ConfigError: it is one.
+        """
+        choices = self.choices.get(name, (value,))
+        if value not in choices:
+            raise ConfigError(
+                f"{option_name(name)} is {value!r}; expected one of {', '.join(choices)}"
+            )
 
 
 def with_config(
@@ -74,7 +98,7 @@ def with_config(
         common = inspect.signature(shared).parameters
         own = inspect.signature(command).parameters
         options = {
-            item.name: _parameter(recipe, name, item)
+            item.name: _parameter(recipe, offer, name, item)
             for name in offer.sections
             for item in fields(SECTIONS[name])
             if item.name in offer.names
@@ -83,6 +107,8 @@ def with_config(
         def call(**arguments: Any) -> None:
             values = {name: arguments.pop(name) for name in options}
             given = {k: v for k, v in values.items() if v is not None and v != []}
+            for name, value in given.items():
+                offer.check(name, value)
             run = shared(**{name: arguments.pop(name) for name in common})
             command(run=run, given=given, **arguments)
 
@@ -100,21 +126,22 @@ def with_config(
     return decorate
 
 
-def _parameter(recipe: TrainConfig, section: str, item: "Field[Any]") -> inspect.Parameter:
+def _parameter(
+    recipe: TrainConfig, offer: Offer, section: str, item: "Field[Any]"
+) -> inspect.Parameter:
     default = getattr(getattr(recipe, section), item.name)
-    choices = item.metadata["choices"]
+    choices = offer.choices.get(item.name, item.metadata["choices"])
     name = option_name(item.name)
     kind: Any = list[str] if isinstance(default, tuple) else type(default)
     is_flag = isinstance(default, bool)
-    told = {True: "on", False: "off"}[default] if is_flag else default
     short = item.metadata["short"]
     about = typer.Option(
         *([short] if short else []),
         f"{name}/--no-{name[2:]}" if is_flag else name,
-        help=item.metadata["help"] + ("" if told in ("", ()) else f" [default: {told}]"),
-        metavar="|".join(choices) if choices and len(choices) < 8 else None,
+        help=_help(recipe, offer, item, default),
+        metavar=_metavar(choices, item.metadata["count"]),
         show_default=False,
-        rich_help_panel=_PANELS[section],
+        rich_help_panel=PANELS[section],
     )
     return inspect.Parameter(
         item.name,
@@ -122,6 +149,42 @@ def _parameter(recipe: TrainConfig, section: str, item: "Field[Any]") -> inspect
         default=None,
         annotation=Annotated[kind | None, about],
     )
+
+
+def _metavar(choices: tuple[str, ...], count: tuple[int, ...]) -> str | None:
+    """Return what stands for the value, where its kind alone does not say it."""
+    counts = [number for number in count if number]
+    if counts:
+        return ",".join("N" * counts[0]) if len(counts) == 1 else "N,N,..."
+    return "|".join(choices) if choices and len(choices) < 8 else None
+
+
+def _help(recipe: TrainConfig, offer: Offer, item: "Field[Any]", default: Any) -> str:
+    """Return what an option is for, beside which others, and its default."""
+    needs = {
+        other: need
+        for other, need in item.metadata["needs"].items()
+        if need is not False and not _always_met(recipe, offer, other, need)
+    }
+    words = {True: "on", False: "off"}
+    told = words[default] if isinstance(default, bool) else default
+    told = offer.defaults.get(item.name, told)
+    parts = (
+        item.metadata["help"],
+        offer.more.get(item.name, ""),
+        f"[with {told_needs(needs)}]" if needs else "",
+        "" if told in ("", ()) else f"[default: {told}]",
+    )
+    return " ".join(filter(None, parts))
+
+
+def _always_met(recipe: TrainConfig, offer: Offer, name: str, need: Need) -> bool:
+    """Return whether no value that a command takes for an option stands against a need."""
+    if isinstance(need, bool):
+        return False
+    if name in offer.names:
+        return set(offer.choices.get(name, OPTIONS[name].metadata["choices"])) <= set(need)
+    return recipe.by_name()[name] in need
 
 
 def read_config(path: Path | None, base: TrainConfig) -> tuple[TrainConfig, frozenset[str]]:

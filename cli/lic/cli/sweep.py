@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,10 +47,15 @@ _Study = Annotated[
 # What trials have of the options, by model: --loss, as there is no --metric here, but nothing of
 # models that were trained before.
 _OFFERS = {
-    "hpcm": replace(OFFERS["hpcm"], omit=OFFERS["hpcm"].omit - {"loss"} | {"finetune_lr"}),
+    "hpcm": replace(
+        OFFERS["hpcm"],
+        omit=OFFERS["hpcm"].omit - {"loss"} | {"finetune_lr"},
+        choices={**OFFERS["hpcm"].choices, "loss": ("mse", "ms-ssim")},
+    ),
     "bmshj2018": Offer(
         sections=tuple(name for name in SECTIONS if name != "replacement"),
         omit=OFFERS["bmshj2018"].omit | {"finetune_lr"},
+        choices={**OFFERS["bmshj2018"].choices, "objective": ("standard", "balanced")},
     ),
 }
 
@@ -128,9 +133,10 @@ def sweep(
     """  # fmt: skip
     if device not in DEVICES:
         raise ConfigError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
-    base, space = _wanted(model, over or [], preset, set_ or [], config)
+    given, space = _asked(over or [], preset, set_ or [])
+    base = _base(model, given, space, config)
     plan = Plan(
-        model=model, base=base, space=space, sampler=sampler, trials=trials, pruner=pruner,
+        model=model, base=base, space=tuple(space), sampler=sampler, trials=trials, pruner=pruner,
         retry_failed=retry_failed,
     )  # fmt: skip
     require("train", "torch", "lightning_fabric", "tomli_w")
@@ -180,16 +186,14 @@ def analyze(
     out.note(f"report -> {folder / REPORT}")
 
 
-def _wanted(
-    model: str, over: list[str], preset: str | None, settings: list[str], config: Path | None
-) -> tuple[TrainConfig, tuple[Dimension, ...]]:
-    """Return the base options of a sweep, and what it goes over.
+def _asked(
+    over: list[str], preset: str | None, settings: list[str]
+) -> tuple[dict[str, Any], list[Dimension]]:
+    """Return the options that all trials have, and what is swept.
 
     Raises:
-        ConfigError: names or values that cannot be, or that contradict each other.
+        ConfigError: names or values that cannot be, or an option that is both.
     """
-    if model not in RECIPES:
-        raise ConfigError(f"--model is {model!r}; expected one of {', '.join(RECIPES)}")
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"--preset is {preset!r}; expected one of {', '.join(PRESETS)}")
     chosen = PRESETS[preset] if preset else None
@@ -197,27 +201,41 @@ def _wanted(
     own = {dimension.name for dimension in dimensions}
     if chosen:
         dimensions += [d for d in map(parse_over, chosen.over) if d.name not in own]
-    given = {**(chosen.settings if chosen else {}), **dict(map(parse_set, settings))}
     swept = {dimension.name for dimension in dimensions}
-    both = sorted(swept & dict(map(parse_set, settings)).keys())
+    fixed = dict(map(parse_set, settings))
+    both = sorted(swept & fixed.keys())
     if both:
         raise ConfigError(f"{both[0]} is given by --set and swept; leave one of them out")
-    given = {name: value for name, value in given.items() if name not in swept}
-    recipe = RECIPES[model]()
-    base, named = read_config(config, recipe)
+    given = {**(chosen.settings if chosen else {}), **fixed}
+    return {name: value for name, value in given.items() if name not in swept}, dimensions
+
+
+def _base(
+    model: str, given: dict[str, Any], space: Sequence[Dimension], config: Path | None
+) -> TrainConfig:
+    """Return the options that trials start from.
+
+    Raises:
+        ConfigError: options that mean nothing here, or contradict each other.
+    """
+    if model not in RECIPES:
+        raise ConfigError(f"--model is {model!r}; expected one of {', '.join(RECIPES)}")
+    base, named = read_config(config, RECIPES[model]())
     if base.init:
         raise ConfigError(
             f"{config} is of a run that went on from {base.init}, and a sweep trains from scratch; "
             "take the line out of the file"
         )
-    _check_meaning(model, {*given, *swept})
-    if "steps" in {*given, *swept} and "epochs" not in {*given, *swept}:
-        given["epochs"] = 0
-    named |= {*given, *swept}
-    base = recipes.completed(base.updated(given), named)
-    _check_optimizer(model, dimensions, named)
-    check_space(dimensions, base, given)
-    return base, tuple(dimensions)
+    if (base.model.arch == "hpcm") != (model == "hpcm"):
+        raise ConfigError(f"{config}: arch is {base.model.arch!r}, and --model {model}; change one")
+    asked = {*given, *(dimension.name for dimension in space)}
+    _check_meaning(model, given, space)
+    if "steps" in asked and "epochs" not in asked:
+        given = {**given, "epochs": 0}
+    base = recipes.completed(base.updated(given), named | asked)
+    _check_optimizer(model, space, named | asked)
+    check_space(space, base, given)
+    return base
 
 
 def _check_optimizer(model: str, space: Sequence[Dimension], named: Collection[str]) -> None:
@@ -231,10 +249,13 @@ def _check_optimizer(model: str, space: Sequence[Dimension], named: Collection[s
         )
 
 
-def _check_meaning(model: str, names: set[str]) -> None:
-    """Refuse options that mean nothing to a model: all of their trials would be the same."""
-    for name in sorted(names - _OFFERS[model].names):
-        raise ConfigError(f"{option_name(name)} means nothing to --model {model}; leave it out")
+def _check_meaning(model: str, given: dict[str, Any], space: Sequence[Dimension]) -> None:
+    """Refuse options and values that are of other models: all of their trials would be the same."""
+    pairs = [*given.items(), *((d.name, value) for d in space for value in d.values)]
+    for name, value in sorted(pairs, key=lambda pair: pair[0]):
+        if name not in _OFFERS[model].names:
+            raise ConfigError(f"{option_name(name)} means nothing to --model {model}; leave it out")
+        _OFFERS[model].check(name, value)
 
 
 def _check_pictures(config: TrainConfig, images: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lic.cli import options, sweep
-from lic.cli.config_options import Offer, SectionedCommand, with_config
+from lic.cli.config_options import PANELS, Offer, SectionedCommand, with_config
 from lic.cli.console import Output
 from lic.cli.training import OFFERS, Run, starting_model, with_caution
 from lic.codec.errors import ConfigError
@@ -81,31 +81,42 @@ def hpcm(
     run: Run,
     given: dict[str, Any],
     metric: Annotated[
-        str | None, typer.Option(help="Distortion: mse or ms-ssim. [default: mse]")
+        str | None,
+        typer.Option(
+            metavar="mse|ms-ssim",
+            help="Distortion: 255^2 MSE or 1 - MS-SSIM; each has --lmbda of its own. "
+            "[default: mse]",
+            rich_help_panel=PANELS["loss"],
+        ),
     ] = None,
     cautious: Annotated[
         bool | None,
         typer.Option(
             "--cautious/--no-cautious",
-            help="Adam that leaves out what the present gradient speaks against. [default: with "
-            "--objective balanced]",
+            help="The same as --optimizer cautious-adam, or adam.",
+            show_default=False,
+            rich_help_panel=PANELS["optimizer"],
         ),
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option(help="Start from this run, checkpoint or bundle, with the usual recipe."),
+        typer.Option(
+            help="Start from this run, checkpoint, bundle or published file, with the usual recipe."
+        ),
     ] = None,
     finetune: Annotated[
         Path | None,
         typer.Option(
-            help="Go on from the weights of this one in small steps: --finetune-lr, 500 epochs."
+            help="Go on from the weights of one in small steps: --finetune-lr, --schedule none, "
+            "--gamma-schedule cosine from 0.002, 500 epochs."
         ),
     ] = None,
 ) -> None:
     """Train HPCM, then write its bundle: the published recipe, or balanced, hierarchical, spectral.
 
-    Standard training is the published recipe: 3,000 epochs of Adam, 32 crops of 256x256 a step.
-    All lengths shrink with --epochs or --steps.
+    Without options it is the published recipe: size base, 3,000 epochs of Adam, 32 crops of
+    256x256 a step. A run that --epochs or --steps make shorter goes through the same schedules:
+    what is told in epochs of 3,000 shrinks with it.
     """
     if metric is not None:
         if metric not in ("mse", "ms-ssim"):

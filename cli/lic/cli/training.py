@@ -15,7 +15,7 @@ from lic.cli.config_options import Offer, read_config, write_config
 from lic.cli.console import Output
 from lic.cli.extras import require
 from lic.codec.errors import ConfigError, OutputError
-from lic.trainers.config import TrainConfig
+from lic.trainers.config import BMSHJ2018, BMSHJ2018_SIZES, CUSTOM, HPCM_SIZES, TrainConfig
 from lic.trainers.needs import check_needs
 from lic.trainers.recipes import completed
 
@@ -32,9 +32,18 @@ _SHARED = ("run", "data", "loss", "optimizer", "precision", "qat", "watch", "che
 # By command. HPCM has no int8 simulation, --metric in place of --loss, and no entropy bottleneck.
 OFFERS = {
     "bmshj2018": Offer(
-        sections=("model", "activation", *_SHARED), omit=frozenset(("placement",))
+        sections=("model", "activation", *_SHARED),
+        omit=frozenset(("placement",)),
+        choices={"arch": BMSHJ2018, "size": (*BMSHJ2018_SIZES, CUSTOM)},
+        more={
+            "size": "lite is N = 64, M = 96; the others are the qualities of CompressAI: 1 to 5 "
+            "have N = 128, M = 192, and 6 to 8 have N = 192, M = 320."
+        },
     ),
-    "relu": Offer(sections=("activation", "replacement", *_SHARED)),
+    "relu": Offer(
+        sections=("activation", "replacement", *_SHARED),
+        choices={"act": ("relu", "gdnish", "igdn1")},
+    ),
     "hpcm": Offer(
         sections=(
             "model", "objective", "gamma", "spectral", "finetune",
@@ -43,6 +52,17 @@ OFFERS = {
         omit=frozenset(
             ("arch", "start", "loss", "alpha_l1", "lambda_bpp", "entropy_lr", "eb_aux", "eb_aux_lr")
         ),
+        choices={"size": (*HPCM_SIZES, CUSTOM)},
+        more={
+            "lmbda": "Published are 0.0018, 0.0035, 0.0067, 0.013, 0.025 and 0.0483; with --metric "
+            "ms-ssim 2.4, 4.58, 8.73, 16.64, 31.73 and 60.5.",
+            "size": "base, large and phi are the published ones; tiny is for small devices.",
+        },
+        defaults={
+            "steps": "--epochs count",
+            "optimizer": "adam; cautious-adam with --objective balanced",
+            "rate": "that of a published --lmbda, else 1",
+        },
     ),
 }  # fmt: skip
 

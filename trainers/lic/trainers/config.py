@@ -5,7 +5,7 @@ that an option is written down once. No torch here: `lic train --help` reads thi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Final, Self
 
 from lic.codec.errors import ConfigError
@@ -18,6 +18,7 @@ from lic.trainers.objective_options import (
 from lic.trainers.sections import Need, Section, numbers, option, option_name
 
 BMSHJ2018 = ("factorized", "hyperprior")
+BMSHJ2018_SIZES = ("lite", *"12345678")
 HPCM_SIZES = ("base", "large", "phi", "tiny")
 # Of models from elsewhere that have widths of their own.
 CUSTOM = "custom"
@@ -41,25 +42,25 @@ class ModelConfig(Section):
 
     arch: str = option(
         "factorized",
-        "Model of Balle et al. 2018, or HPCM.",
+        "factorized: latents have fixed densities; hyperprior: their scales are coded, too.",
         choices=(*BMSHJ2018, "hpcm"),
     )
     size: str = option(
         "lite",
-        "lite, or a quality 1 to 8 of CompressAI (1 to 5: N = 128, M = 192; 6 to 8: 192, 320); "
-        "of HPCM base, large, phi or tiny; custom: that of --init.",
-        choices=("lite", *"12345678", *HPCM_SIZES, CUSTOM),
+        "Widths by name; custom says that those of --init have none.",
+        choices=(*BMSHJ2018_SIZES, *HPCM_SIZES, CUSTOM),
     )
     placement: str = option(
         "upstream",
-        "HPCM: where the second scale gets its hyper parameters: upstream, as the published "
+        "Where the second scale gets its hyper parameters: upstream, as the published "
         "models, or corrected, at their own sites.",
         choices=("upstream", "corrected"),
         needs={"arch": ("hpcm",)},
     )
     start: str = option(
         "pca",
-        "pca starts the transforms as a block transform of the photos' principal components.",
+        "Without --init. pca: the transforms start as a block transform of the photos' principal "
+        "components.",
         choices=("pca", "random"),
         needs={"arch": BMSHJ2018, "init": False},
     )
@@ -84,26 +85,18 @@ class ActivationConfig(Section):
         choices=("relu", "gdnish", "igdn1", "gdn"),
         needs={"arch": BMSHJ2018},
     )
-    enc_t: int = option(
-        2, "gdnish encoder: expansion of its first 1x1.", least=1, most=16, needs=_ENCODER
-    )
+    enc_t: int = option(2, "Encoder: expansion of its first 1x1.", least=1, most=16, needs=_ENCODER)
     enc_kdw: int = option(
-        3, "gdnish encoder: side of its depthwise kernel.", least=1, most=15, needs=_ENCODER
+        3, "Encoder: side of its depthwise kernel.", least=1, most=15, needs=_ENCODER
     )
-    enc_eca: bool = option(
-        False, "gdnish encoder: channel gate of pooled neighbours.", needs=_ENCODER
-    )
-    enc_residual: bool = option(True, "gdnish encoder: add the input.", needs=_ENCODER)
+    enc_eca: bool = option(False, "Encoder: channel gate of pooled neighbours.", needs=_ENCODER)
+    enc_residual: bool = option(True, "Encoder: add the input.", needs=_ENCODER)
     dec_k: int = option(
-        3, "gdnish decoder: side of its depthwise kernel.", least=1, most=15, needs=_DECODER
+        3, "Decoder: side of its depthwise kernel.", least=1, most=15, needs=_DECODER
     )
-    dec_gmin: float = option(
-        0.0, "gdnish decoder: smallest gain.", least=-64, most=64, needs=_DECODER
-    )
-    dec_gmax: float = option(
-        4.0, "gdnish decoder: largest gain.", least=-64, most=64, needs=_DECODER
-    )
-    dec_residual: bool = option(False, "gdnish decoder: add the input.", needs=_DECODER)
+    dec_gmin: float = option(0.0, "Decoder: smallest gain.", least=-64, most=64, needs=_DECODER)
+    dec_gmax: float = option(4.0, "Decoder: largest gain.", least=-64, most=64, needs=_DECODER)
+    dec_residual: bool = option(False, "Decoder: add the input.", needs=_DECODER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,13 +172,9 @@ class LossConfig(Section):
         "lambda-bpp bpp; ms-ssim: bpp + lmbda (1 - MS-SSIM).",
         choices=("mse", "ms-ssim", "recon", "rd"),
     )
-    lmbda: float = option(0.013, "Weight of the distortion, on the scale of CompressAI.", above=0)
-    alpha_l1: float = option(
-        0.4, "Share of L1 in --loss recon and rd.", least=0, most=1, needs={"loss": ("recon", "rd")}
-    )
-    lambda_bpp: float = option(
-        0.01, "Weight of the rate of --loss rd.", least=0, needs={"loss": ("rd",)}
-    )
+    lmbda: float = option(0.013, "Weight of the distortion, on CompressAI's scale.", above=0)
+    alpha_l1: float = option(0.4, "Share of L1.", least=0, most=1, needs={"loss": ("recon", "rd")})
+    lambda_bpp: float = option(0.01, "Weight of the rate.", least=0, needs={"loss": ("rd",)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +192,7 @@ class PrecisionConfig(Section):
     )
     local_fp32_class: tuple[str, ...] = option(
         (),
-        "Name of a module class for --local-fp32 custom; repeatable.",
+        "Name of a module class; repeatable.",
         needs={"local_fp32": ("custom",)},
     )
 
@@ -222,7 +211,8 @@ class OptimizerConfig(Section):
 
     optimizer: str = option(
         "soap",
-        "Of the transforms. soap and muon are second order: fewer steps, dearer ones.",
+        "Of the transforms. cautious-adam leaves out what the present gradient speaks against; "
+        "soap and muon are second order: fewer steps, dearer ones.",
         choices=("adam", "adamw", "cautious-adam", "soap", "muon"),
     )
     lr: float = option(1e-3, "Peak learning rate of the transforms.", above=0)
@@ -234,7 +224,7 @@ class OptimizerConfig(Section):
     )
     weight_decay: float = option(
         0.0,
-        "Decoupled weight decay (adamw, soap, muon).",
+        "Decoupled weight decay, of kernels.",
         least=0,
         needs={"optimizer": ("adamw", "cautious-adam", "soap", "muon")},
     )
@@ -245,22 +235,22 @@ class OptimizerConfig(Section):
         choices=("none", "cosine", "onecycle", "plateau", "milestones"),
     )
     milestones: str = option(
-        "2750,2850,2950", "milestones: epochs of 3,000 at which the rate changes.",
+        "2750,2850,2950", "Epochs of 3,000 at which the rate changes.",
         count=(1, 2, 3, 4, 5, 6), least=0, needs={"schedule": ("milestones",)},
     )  # fmt: skip
     milestone_factors: str = option(
-        "0.3,0.1,0.01", "milestones: shares of the peak from there on.",
+        "0.3,0.1,0.01", "Shares of the peak from there on.",
         count=(1, 2, 3, 4, 5, 6), above=0, most=1, needs={"schedule": ("milestones",)},
     )  # fmt: skip
     final_lr_fraction: float = option(
         0.01,
-        "End of cosine and onecycle.",
+        "Share of the peak at the end.",
         least=0,
         most=1,
         needs={"schedule": ("cosine", "onecycle")},
     )
     onecycle_pct_start: float = option(
-        0.3, "Share of the rise.", above=0, below=1, needs={"schedule": ("onecycle",)}
+        0.3, "Share of the run that rises.", above=0, below=1, needs={"schedule": ("onecycle",)}
     )
     plateau_patience: int = option(
         5, "Validations without gain before a cut.", least=0, needs={"schedule": ("plateau",)}
@@ -281,7 +271,9 @@ class OptimizerConfig(Section):
         "CompressAI does. Off, they are solved for exactly at the end.",
         needs=_BOTTLENECK,
     )
-    eb_aux_lr: float = option(1e-3, "Learning rate of --eb-aux.", above=0, needs={"eb_aux": True})
+    eb_aux_lr: float = option(
+        1e-3, "Learning rate of the quantiles.", above=0, needs={"eb_aux": True}
+    )
     overflow_check: bool = option(
         False, "Stop at the first NaN, infinite or outsized value of any layer's output."
     )
@@ -345,7 +337,7 @@ class WatchConfig(Section):
     )
     tensorboard: bool = option(False, "Also write TensorBoard events.")
     wandb: bool = option(False, "Also log to Weights & Biases; WANDB_MODE=offline works.")
-    wandb_project: str = option("lic", "Project there.", needs={"wandb": True})
+    wandb_project: str = option("lic", "Project at Weights & Biases.", needs={"wandb": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,8 +357,18 @@ class CheckpointConfig(Section):
 class RunConfig(Section):
     """Length and seed."""
 
-    steps: int = option(20_000, "Optimiser steps.", least=1, needs={"epochs": False})
-    epochs: int = option(0, "Passes over the photos instead of --steps; 0: --steps.", least=0)
+    steps: int = option(
+        20_000,
+        "Length in optimiser steps; give these or --epochs.",
+        least=1,
+        needs={"epochs": False},
+    )
+    epochs: int = option(
+        0,
+        "Length in passes over the photos; give these or --steps. Where a file has both, epochs "
+        "win unless 0.",
+        least=0,
+    )
     seed: int = option(0, "Of weights, crops and noise.", least=0, below=2**31)
     compile: bool = option(False, "Compile the networks (torch.compile); slow to start.")
 
@@ -398,6 +400,9 @@ SECTIONS: dict[str, type[Section]] = {
     "watch": WatchConfig,
     "checkpoint": CheckpointConfig,
     "bundle": BundleConfig,
+}
+OPTIONS: Final[dict[str, "Field[Any]"]] = {
+    item.name: item for kind in SECTIONS.values() for item in fields(kind)
 }
 
 
@@ -454,6 +459,11 @@ class TrainConfig:
             if name in values
         }
         return replace(base, init=init, **made)
+
+    def by_name(self) -> dict[str, Any]:
+        """Return the values of all options by their unique names, and init."""
+        values = {n: v for name in SECTIONS for n, v in vars(getattr(self, name)).items()}
+        return {**values, "init": self.init}
 
     def updated(self, values: Mapping[str, Any]) -> Self:
         """Return this with options, given by their unique names, set to other values."""

@@ -5,16 +5,12 @@ use to its run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, fields
 from typing import Any, Final
 
 from lic.codec.errors import ConfigError
-from lic.trainers.config import SECTIONS, TrainConfig
+from lic.trainers.config import OPTIONS, TrainConfig
 from lic.trainers.sections import Need, option_name
 
-_OPTIONS: Final[dict[str, "Field[Any]"]] = {
-    item.name: item for kind in SECTIONS.values() for item in fields(kind)
-}
 # Of more values of a sweep, the first and the last are told.
 _LISTED: Final = 4
 
@@ -25,7 +21,7 @@ def needs_of(name: str) -> dict[str, Need]:
     What an option needs to be on, or to have some value, brings its own needs along.
     """
     # Whether a run goes on from a model is no option of a section, and needs nothing.
-    own: dict[str, Need] = _OPTIONS[name].metadata["needs"] if name in _OPTIONS else {}
+    own: dict[str, Need] = OPTIONS[name].metadata["needs"] if name in OPTIONS else {}
     inherited: dict[str, Need] = {}
     for other, need in own.items():
         if need is not False:
@@ -46,7 +42,7 @@ def check_needs(
     Raises:
         ConfigError: says which options stand against it, and what they would have to be.
     """
-    values = {name: (value,) for name, value in _values(config).items()} | dict(swept or {})
+    values = {name: (value,) for name, value in config.by_name().items()} | dict(swept or {})
     for name in given:
         unmet = {
             other: need
@@ -66,17 +62,12 @@ def told_needs(needs: Mapping[str, Need]) -> str:
     return " and ".join(_wanted(other, need) for other, need in needs.items())
 
 
-def _values(config: TrainConfig) -> dict[str, Any]:
-    sections = (vars(getattr(config, name)) for name in SECTIONS)
-    return {name: value for own in sections for name, value in own.items()} | {"init": config.init}
-
-
 def _meets(value: Any, need: Need) -> bool:
     return bool(value) is need if isinstance(need, bool) else value in need
 
 
 def _wanted(name: str, need: Need) -> str:
-    default = _OPTIONS[name].default if name in _OPTIONS else ""
+    default = OPTIONS[name].default if name in OPTIONS else ""
     if not isinstance(need, bool):
         return _spelt(name, need)
     if isinstance(default, bool):

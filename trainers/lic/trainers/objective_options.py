@@ -30,8 +30,8 @@ class ObjectiveConfig(Section):
 
     objective: str = option(
         "standard",
-        "standard: their sum; balanced: tasks whose relative progress is evened out; "
-        "hierarchical: the same, with rate and distortion split by scales.",
+        "standard: rate plus lambda times distortion; balanced: these two as tasks whose relative "
+        "progress is evened out; hierarchical: the same with both split by scales.",
         choices=("standard", "balanced", "hierarchical"),
     )
     balanced_solver: str = option(
@@ -41,31 +41,31 @@ class ObjectiveConfig(Section):
         choices=("famo", "qp", "fixed"),
         needs=_WEIGHED,
     )
-    w_lr: float = option(0.025, "famo: learning rate of the weights' logits.", above=0, needs=_FAMO)
+    w_lr: float = option(0.025, "Learning rate of the weights' logits.", above=0, needs=_FAMO)
     min_losses: str = option(
         "-1", "Lower bound of each task's loss, or one for all: logarithms are taken above it.",
         count=(1, 2, 5, 7), needs=_WEIGHED,
     )  # fmt: skip
     update_every: int = option(
         1,
-        "famo: steps between looks at what a step did, each a forward pass more.",
+        "Steps between looks at what a step did, each a forward pass without gradients.",
         least=1,
         needs=_FAMO,
     )
     tasks: str = option(
         "exact5",
-        "hierarchical: exact5 and exact7 split the true loss by scales; fixed5 takes fixed shares "
-        "of the whole rate and distortion.",
+        "exact5 and exact7 split the true loss by scales; fixed5 takes fixed shares of the whole "
+        "rate and distortion.",
         choices=("exact5", "exact7", "fixed5"),
         needs=_BY_SCALE,
     )
     renormalise: bool = option(
         False,
-        "fixed5: make the shares of the distortion add up to one, so that lambda stays.",
+        "Make the shares of the distortion add up to one, so that lambda stays.",
         needs={"tasks": ("fixed5",)},
     )
     scale_weights: str = option(
-        "0.3,0.4,0.3", "hierarchical: prior shares of s1, s2, s3 that weights are drawn towards.",
+        "0.3,0.4,0.3", "Prior shares of s1, s2, s3 that weights are drawn towards.",
         count=(3,), above=0, needs=_BY_SCALE,
     )  # fmt: skip
 
@@ -74,11 +74,12 @@ class ObjectiveConfig(Section):
 class GammaConfig(Section):
     """How fast task weights forget: gamma draws them towards their prior, it is no importance."""
 
-    gamma: float = option(0.003, "Of --gamma-schedule fixed.", least=0, needs=_gamma_of("fixed"))
+    gamma: float = option(0.003, "How fast weights forget.", least=0, needs=_gamma_of("fixed"))
     gamma_schedule: str = option(
         "fixed",
-        "Course of gamma over the run; hierarchical is for --objective hierarchical alone, step, "
-        "hpcm, hpcm_step and adaptive_snr for balanced.",
+        "Course of gamma over the run: fixed, linear, cosine or adaptive; of balanced also step, "
+        "hpcm, hpcm_step and adaptive_snr, of hierarchical also hierarchical. 'lic train "
+        "schedules' draws them.",
         choices=(
             "fixed", "linear", "cosine", "step", "adaptive", "hpcm", "hpcm_step", "adaptive_snr",
             "hierarchical",
@@ -86,7 +87,7 @@ class GammaConfig(Section):
     )  # fmt: skip
     gamma_initial: float = option(
         0.006,
-        "Where a schedule starts.",
+        "Gamma at the start.",
         least=0,
         needs=_gamma_of(
             "linear", "cosine", "step", "adaptive", "hpcm", "hpcm_step", "adaptive_snr"
@@ -94,49 +95,47 @@ class GammaConfig(Section):
     )
     gamma_final: float = option(
         0.001,
-        "Where it ends.",
+        "Gamma at the end, or its lower bound.",
         least=0,
         needs=_gamma_of("linear", "cosine", "step", "adaptive", "hpcm", "adaptive_snr"),
     )
     gamma_warmup: float = option(
         0.0,
-        "linear, cosine, adaptive: epochs of 3,000 before it moves.",
+        "Epochs of 3,000 before gamma moves.",
         least=0,
         below=3000,
         needs={"gamma_schedule": ("linear", "cosine", "adaptive", "adaptive_snr")},
     )
     gamma_milestones: str = option(
         "1000,2000",
-        "step: epochs of 3,000 at which it is cut.",
+        "Epochs of 3,000 at which gamma is cut.",
         count=(1, 2, 3, 4, 5, 6),
         least=0,
         needs=_gamma_of("step"),
     )
-    gamma_factor: float = option(
-        0.5, "step: factor of a cut.", above=0, below=1, needs=_gamma_of("step")
-    )
+    gamma_factor: float = option(0.5, "Factor of a cut.", above=0, below=1, needs=_gamma_of("step"))
     gamma_window: int = option(
         50,
-        "adaptive: validations (steps with snr) looked at.",
+        "Validations that are looked at, of adaptive_snr steps.",
         least=2,
         needs={"gamma_schedule": ("adaptive", "adaptive_snr")},
     )
     gamma_threshold: float = option(
         0.01,
-        "adaptive: variation of the validation loss below which gamma is lowered.",
+        "Variation of the validation loss below which gamma is lowered.",
         above=0,
         needs={"gamma_schedule": ("adaptive",)},
     )
     scale_gammas: str = option(
         "0.008,0.006,0.004",
-        "hierarchical: where s1, s2, s3 start.",
+        "Gammas of s1, s2, s3 at the start.",
         count=(3,),
         least=0,
         needs={**_BY_SCALE, **_FAMO},
     )
     scale_gammas_final: str = option(
         "",
-        "hierarchical: where they end. Default: half of the start.",
+        "The same at the end. Default: half of the start.",
         count=(0, 3),
         least=0,
         needs={**_BY_SCALE, "gamma_schedule": ("linear", "cosine", "adaptive")},
@@ -171,7 +170,7 @@ class SpectralConfig(Section):
         "Keep the scales of the latents apart, after the filtered epochs.",
         needs={"arch": ("hpcm",)},
     )
-    delta: float = option(0.1, "Weight of --inter-scale-reg.", above=0, needs=_APART)
+    delta: float = option(0.1, "Weight of that term.", above=0, needs=_APART)
     inter_scale_form: str = option(
         "rel_l2",
         "rel_l2, cos2, innovation: bounded forms; literal: minus the squared difference, which "
@@ -191,9 +190,11 @@ class SpectralConfig(Section):
 class FinetuneConfig(Section):
     """Which layers learn how fast; groups are g_a, g_s, h_a, h_s, context and entropy."""
 
-    finetune_lr: float = option(1e-5, "Learning rate of --finetune.", above=0)
+    finetune_lr: float = option(1e-5, "Learning rate of --finetune, in place of --lr.", above=0)
     lr_scale: str = option(
-        "", "Factors of the learning rate, such as context=1.0,entropy=0.1; others have 1."
+        "",
+        "Factors of the learning rate of groups (g_a, g_s, h_a, h_s, context, entropy) or modules, "
+        "such as context=1.0,entropy=0.1; others have 1.",
     )
     freeze: str = option("", "Groups or modules that stay as they are, such as h_a,h_s.")
     unfreeze: str = option(

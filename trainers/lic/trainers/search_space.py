@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from lic.codec.errors import ConfigError
 from lic.trainers import recipes
-from lic.trainers.config import SECTIONS, LossConfig, TrainConfig
+from lic.trainers.config import OPTIONS, SECTIONS, LossConfig, TrainConfig
 from lic.trainers.needs import check_needs
 from lic.trainers.sections import option_name
 
@@ -34,7 +34,6 @@ MOST_CELLS: Final = 10_000
 # Of a range of whole numbers, as many are tried one by one.
 MOST_WHOLE: Final = 256
 
-_OPTIONS: Final = {item.name: item for kind in SECTIONS.values() for item in fields(kind)}
 _NO_TRAINING: Final = frozenset(
     item.name for name in ("watch", "checkpoint", "bundle") for item in fields(SECTIONS[name])
 )
@@ -167,7 +166,7 @@ def parse_over(text: str) -> Dimension:
     _check_name(name)
     if not values.strip():
         raise ConfigError(f"--over {text}: no values; expected some, such as gamma=0.001,0.003")
-    default = _OPTIONS[name].default
+    default = OPTIONS[name].default
     if ".." in values and isinstance(default, int | float) and not isinstance(default, bool):
         return _range(name, values)
     parts = [part.strip() for part in values.split(_separator(name))]
@@ -187,7 +186,7 @@ def parse_set(text: str) -> tuple[str, Any]:
         ConfigError: no such option, or nothing is given.
     """
     name, value = _split(text, "--set", "steps=20000")
-    if isinstance(_OPTIONS[name].default, tuple):
+    if isinstance(OPTIONS[name].default, tuple):
         return name, tuple(part.strip() for part in value.split(","))
     return name, _converted(name, value.strip())
 
@@ -257,8 +256,8 @@ def _split(text: str, option: str, example: str) -> tuple[str, str]:
     name = name.strip().removeprefix("--").replace("-", "_")
     if not equals:
         raise ConfigError(f"{option} is {text!r}; expected NAME=VALUE, such as {example}")
-    if name not in _OPTIONS:
-        close = difflib.get_close_matches(name, _OPTIONS, n=1)
+    if name not in OPTIONS:
+        close = difflib.get_close_matches(name, OPTIONS, n=1)
         hint = f"did you mean {close[0]}?" if close else "'lic train hpcm --help' lists them"
         raise ConfigError(f"{option} {text}: no option is called {name!r}; {hint}")
     return name, values
@@ -266,7 +265,7 @@ def _split(text: str, option: str, example: str) -> tuple[str, str]:
 
 def _check_name(name: str) -> None:
     """Refuse options that a sweep cannot go over."""
-    if isinstance(_OPTIONS[name].default, tuple):
+    if isinstance(OPTIONS[name].default, tuple):
         reason = "its value is a list"
     elif name in _PICTURES:
         reason = "trials on other pictures cannot be compared"
@@ -280,7 +279,7 @@ def _check_name(name: str) -> None:
 
 
 def _separator(name: str) -> str:
-    item = _OPTIONS[name]
+    item = OPTIONS[name]
     return "/" if isinstance(item.default, str) and not item.metadata["choices"] else ","
 
 
@@ -289,7 +288,7 @@ def _converted(name: str, text: str) -> Value:
 
     The option's section knows best what it expected instead.
     """
-    default = _OPTIONS[name].default
+    default = OPTIONS[name].default
     if isinstance(default, bool):
         return _WORDS.get(text.lower(), text)
     kind = type(default) if isinstance(default, int | float) else str
@@ -304,7 +303,7 @@ def _spelt(value: Value) -> str:
 
 
 def _range(name: str, text: str) -> Dimension:
-    item: Field[Any] = _OPTIONS[name]
+    item: Field[Any] = OPTIONS[name]
     ends, colon, scale = text.partition(":")
     low, high = (_converted(name, part.strip()) for part in ends.split("..", 1))
     numeric = all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high))
