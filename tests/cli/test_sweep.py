@@ -180,6 +180,7 @@ def test_the_database_may_be_elsewhere(
         (("--over", "act=relu,gdn", "--model", "hpcm"), "--act means nothing to --model hpcm"),
         (("--over", "train_scope=all"), "--train-scope means nothing to --model bmshj2018"),
         (("--over", "finetune_lr=1e-5,1e-4", "--model", "hpcm"), "--finetune-lr means nothing to"),
+        (("--over", "lr=1", "--set", "delta=0.2"), "--delta means nothing to --model bmshj2018"),
         (("--over", "placement=upstream,corrected"), "--placement means nothing to --model bmshj"),
         (("--over", "objective=standard,balanced", "--model", "hpcm"), "by --set optimizer=adam"),
         (("--over", "lr=1", "--set", "size=base"), "--size is 'base'; expected one of lite, 1, 2"),

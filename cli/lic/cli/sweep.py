@@ -15,6 +15,7 @@ from lic.cli.training import CONFIG, DEVICES, OFFERS
 from lic.codec.errors import ConfigError, TrainingError
 from lic.trainers import recipes
 from lic.trainers.config import SECTIONS, TrainConfig
+from lic.trainers.needs import check_needs
 from lic.trainers.search_space import (
     PRESETS,
     PRUNERS,
@@ -23,7 +24,6 @@ from lic.trainers.search_space import (
     TRIALS,
     Dimension,
     Plan,
-    check_space,
     parse_over,
     parse_set,
     told,
@@ -234,7 +234,7 @@ def _base(
         given = {**given, "epochs": 0}
     base = recipes.completed(base.updated(given), named | asked)
     _check_optimizer(model, space, named | asked)
-    check_space(space, base, given)
+    check_needs(given, base, {dimension.name: dimension.tried() for dimension in space})
     return base
 
 

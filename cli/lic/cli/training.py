@@ -16,7 +16,7 @@ from lic.cli.console import Output
 from lic.cli.extras import require
 from lic.codec.errors import ConfigError, OutputError
 from lic.trainers.config import BMSHJ2018, BMSHJ2018_SIZES, CUSTOM, HPCM_SIZES, TrainConfig
-from lic.trainers.needs import check_needs
+from lic.trainers.needs import check_needs, of_others
 from lic.trainers.recipes import completed
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ CONFIG = "config.toml"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 _SHARED = ("run", "data", "loss", "optimizer", "precision", "qat", "watch", "checkpoint", "bundle")
-# By command. HPCM has no int8 simulation, --metric in place of --loss, and no entropy bottleneck.
+# By command. lic train hpcm has --metric in place of --loss, and no int8 simulation.
 OFFERS = {
     "bmshj2018": Offer(
         sections=("model", "activation", *_SHARED),
-        omit=frozenset(("placement",)),
+        omit=of_others(*BMSHJ2018),
         choices={"arch": BMSHJ2018, "size": (*BMSHJ2018_SIZES, CUSTOM)},
         more={
             "size": "lite is N = 64, M = 96; the others are the qualities of CompressAI: 1 to 5 "
@@ -49,9 +49,7 @@ OFFERS = {
             "model", "objective", "gamma", "spectral", "finetune",
             *(name for name in _SHARED if name != "qat"),
         ),
-        omit=frozenset(
-            ("arch", "start", "loss", "alpha_l1", "lambda_bpp", "entropy_lr", "eb_aux", "eb_aux_lr")
-        ),
+        omit=of_others("hpcm") | {"arch", "loss", "alpha_l1", "lambda_bpp"},
         choices={"size": (*HPCM_SIZES, CUSTOM)},
         more={
             "lmbda": "Published are 0.0018, 0.0035, 0.0067, 0.013, 0.025 and 0.0483; with --metric "

@@ -29,6 +29,16 @@ def needs_of(name: str) -> dict[str, Need]:
     return inherited | own
 
 
+def of_others(*archs: str) -> frozenset[str]:
+    """Return the options that mean nothing to models of any of some architectures."""
+
+    def serves(name: str) -> bool:
+        need = needs_of(name).get("arch", archs)
+        return any(_meets(arch, need) for arch in archs)
+
+    return frozenset(name for name in OPTIONS if not serves(name))
+
+
 def check_needs(
     given: Iterable[str], config: TrainConfig, swept: Mapping[str, Sequence[Any]] | None = None
 ) -> None:

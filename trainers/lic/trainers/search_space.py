@@ -6,7 +6,7 @@ No torch and no Optuna here: `lic train --help` reads this module.
 import difflib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any, Final, NamedTuple
 
@@ -191,13 +191,8 @@ def parse_set(text: str) -> tuple[str, Any]:
     return name, _converted(name, value.strip())
 
 
-def check_space(space: Sequence[Dimension], base: TrainConfig, given: Iterable[str] = ()) -> None:
+def check_space(space: Sequence[Dimension], base: TrainConfig) -> None:
     """Try all values, as the options of a run.
-
-    Args:
-        space: what is swept.
-        base: the other options.
-        given: names of those that were asked for.
 
     Raises:
         ConfigError: a value that cannot work, alone or beside others, or an option that changes
@@ -214,7 +209,7 @@ def check_space(space: Sequence[Dimension], base: TrainConfig, given: Iterable[s
             base.updated(values)
         except ConfigError as error:
             raise ConfigError(f"--over {told(values)}: {error}") from None
-    check_needs((*names, *given), base, {d.name: d.tried() for d in space})
+    check_needs(names, base, {d.name: d.tried() for d in space})
 
 
 def cells(space: Sequence[Dimension]) -> list[Values]:
