@@ -68,6 +68,11 @@ def config(run: Path) -> dict[str, Any]:
     return found
 
 
+def written(run: Path) -> dict[str, Any]:
+    """Return the options that a run wrote before its first step."""
+    return tomllib.loads((run / "config.toml").read_text())
+
+
 def test_a_run_ends_in_a_bundle_that_codes(lic: Lic, photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = lic(*command(photos, run, "--lmbda", 0.025, "--objective", "hierarchical"))
@@ -147,8 +152,26 @@ def test_caution_belongs_to_the_balanced_recipe(
     (tmp_path / "a.toml").write_text(file)
     done = lic(*command(photos, tmp_path / "run", "--config", tmp_path / "a.toml", *options))
     assert done.code == 0, done.err
-    found = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    found = written(tmp_path / "run")
     assert found["optimizer"]["optimizer"] == optimizer
+
+
+@pytest.mark.parametrize(
+    ("options", "lmbda"),
+    [
+        ((), 0.013),
+        (("--metric", "ms-ssim"), 16.64),
+        (("--metric", "ms-ssim", "--lmbda", 2.4), 2.4),
+    ],
+)
+def test_lambda_is_on_the_scale_of_the_metric(
+    lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...], lmbda: float,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Run, "_train", lambda *_: None)
+    done = lic(*command(photos, tmp_path / "run", *options))
+    assert done.code == 0, done.err
+    assert written(tmp_path / "run")["loss"]["lmbda"] == lmbda
 
 
 def test_fine_tuning_takes_weights_alone(

@@ -59,6 +59,7 @@ OFFERS = {
         defaults={
             "steps": "--epochs count",
             "optimizer": "adam; cautious-adam with --objective balanced",
+            "lmbda": "0.013; 16.64 with --metric ms-ssim",
             "rate": "that of a published --lmbda, else 1",
         },
     ),
