@@ -28,8 +28,10 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_points_of_a_model_are_a_curve(files: tuple[Path, Path]) -> None:
-    assert evaluated([files[0]], "psnr") == {"some model": POINTS}
-    assert evaluated([files[0]], "ms_ssim")["some model"][0] == (0.1, 0.9)
+    path = str(files[0])
+    assert evaluated([path], "psnr") == {"some model": POINTS}
+    assert evaluated([path], "ms_ssim")["some model"][0] == (0.1, 0.9)
+    assert evaluated([f"ReLU, a = b={path}"], "psnr") == {"ReLU, a = b": POINTS}
 
 
 def test_the_table_tells_gaps_and_bd_rate_and_the_plot_is_a_picture(
@@ -59,7 +61,7 @@ def test_what_cannot_be_used_is_named(files: tuple[Path, Path], tmp_path: Path) 
     for content in ("{", '{"a": 1}', '[{"model": "a q1"}]'):
         wrong.write_text(content)
         with pytest.raises(ConfigError, match=r"wrong.json: is not what lic eval -o writes"):
-            evaluated([wrong], "psnr")
+            evaluated([str(wrong)], "psnr")
     for content in ("{", "[1]", '{"a": {"bpp": [1], "psnr_db": [1, 2]}}', '{"a": 1}'):
         wrong.write_text(content)
         with pytest.raises(ConfigError, match=r"wrong.json: is not a file of published curves"):

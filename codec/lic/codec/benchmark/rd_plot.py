@@ -3,7 +3,8 @@
     python -m lic.codec.benchmark.rd_plot runs/*.json --anchors kodak.json --anchor NAME -o rd.png
 
 Evaluations are what `lic eval -o` writes: whole files, decoded again. Points of one model are a
-curve; BD-rates are against the first anchor, of curves with four points.
+curve, called as the model or, for LABEL=FILE, as the label; BD-rates are against the first anchor,
+of curves with four points.
 """
 
 import argparse
@@ -24,17 +25,19 @@ METRICS = {"psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM"}
 DIGITS = {"psnr": 2, "ms_ssim": 4}
 
 
-def evaluated(files: Sequence[Path], metric: str) -> Curves:
-    """Return curves (bpp, quality) by the models' names, rate points joined.
+def evaluated(files: Sequence[str], metric: str) -> Curves:
+    """Return curves (bpp, quality) by the models' names or the files' labels, rate points joined.
 
     Raises:
         ConfigError: a file that `lic eval -o` did not write.
     """
     curves: Curves = {}
-    for path in files:
+    for file in files:
+        label, _, rest = file.rpartition("=")
+        path = Path(rest)
         try:
             for row in json.loads(path.read_text()):
-                name = str(row["model"]).rpartition(" q")[0]
+                name = label or str(row["model"]).rpartition(" q")[0]
                 curves.setdefault(name, []).append((float(row["bpp"]), float(row[metric])))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: is not what lic eval -o writes ({error})") from None
@@ -128,7 +131,7 @@ def plot(curves: Curves, anchors: Curves, metric: str, target: Path, *, most: fl
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, draw and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("evaluations", type=Path, nargs="+", help="what lic eval -o wrote")
+    parser.add_argument("evaluations", nargs="+", help="[LABEL=]FILE, what lic eval -o wrote")
     parser.add_argument("--anchors", type=Path, help="published points as JSON")
     parser.add_argument("--anchor", action="append", default=[], help="a curve of it; repeatable")
     parser.add_argument("--metric", choices=tuple(METRICS), default="psnr")
