@@ -1,5 +1,7 @@
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,3 +45,33 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.rint(pink(seed, 64) * 255).astype(np.uint8).transpose(1, 2, 0)
         Image.fromarray(pixels).save(folder / f"{name}.png")
     return folder
+
+
+# Of its own doings, such as looking at .grad of every tensor.
+compiler_warns = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[Any]]]:
+    """Have torch.compile use a backend of this name, and give the graphs that it then takes.
+
+    The default one, inductor, calls a C++ compiler for minutes.
+    """
+    from torch._dynamo.backends.registry import lookup_backend
+
+    # Fabric puts its own in front, which its `setup` needs to have seen the model.
+    importlib.import_module("lightning_fabric")
+    real: Any = torch.compile
+
+    def begin(name: str) -> list[Any]:
+        found: list[Any] = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            found.append(graph)
+            return lookup_backend(name)(graph, inputs)
+
+        monkeypatch.setattr(torch, "compile", lambda model, **_: real(model, backend=backend))
+        return found
+
+    yield begin
+    torch.compiler.reset()

@@ -27,7 +27,7 @@ from lic.trainers.losses import Terms
 from lic.trainers.objective import RateDistortion
 from lic.trainers.runs import Place, last_state, open_fabric, resume, start
 from lic.trainers.trackers import METRICS
-from tests.trainers.conftest import pink
+from tests.trainers.conftest import compiler_warns, pink
 
 # No windows and exact placement, so that 128 pixels will do.
 MINI = HPCMConfig(
@@ -280,7 +280,6 @@ def test_terms_that_are_no_numbers_are_skipped_whatever_weighs_them(
     [
         ({**OBJECTIVES["qp"], "amp": "bf16"}, "neither --amp nor --compile"),
         ({**OBJECTIVES["qp"], "compile": True}, "neither --amp nor --compile"),
-        ({"compile": True, "amp": "bf16"}, "--compile with --amp"),
         ({**OBJECTIVES["qp"], "inter_scale_reg": True}, "has no place beside"),
         ({"scale_patience": 2}, "--scale-patience: no pictures to validate on"),
         ({**OBJECTIVES["balanced"], "gamma_schedule": "adaptive"}, "--gamma-schedule adaptive: no"),
@@ -359,6 +358,22 @@ def test_half_precision_keeps_losses_in_float32(tmp_path: Path, large: Path) -> 
     run(trainer)
     assert set(seen) == {torch.float32} and len(seen) == 8
     assert any(row["delta/D"] != 0 for row in rows(tmp_path))
+
+
+@compiler_warns
+def test_half_precision_can_be_compiled(
+    tmp_path: Path, large: Path, graphs: Callable[[str], list[Any]]
+) -> None:
+    """The compiler sees what stays in float32: bit for bit the run without it."""
+    compiled = graphs("eager")
+    trained = {}
+    for compile_ in (False, True):
+        trainer = begin(tmp_path / str(compile_), large, amp="bf16", compile=compile_, steps=2)
+        assert not compiled
+        trained[compile_] = weights(run(trainer))
+    assert identical(trained[True], trained[False])
+    # More pieces than the few that random numbers cut the network into would be slow.
+    assert 0 < len(compiled) < 10
 
 
 def test_hierarchical_training_is_for_models_with_scales(tmp_path: Path, photos: Path) -> None:

@@ -1,7 +1,7 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lic.trainers.objective import RateDistortion
 from lic.trainers.runs import Place, last_state, open_fabric, resume, start
 from lic.trainers.stopping import Interrupted
 from lic.trainers.trackers import METRICS
+from tests.trainers.conftest import compiler_warns
 
 BASE = TrainConfig().updated(
     {
@@ -179,6 +180,27 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
     assert [m["step"] for m in trained] == list(range(1, 17))
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
     assert_identical(*(last(tmp_path / name) for name in ("broken", "straight")))
+
+
+@compiler_warns
+@pytest.mark.parametrize(("amp", "backend"), [("off", "aot_eager"), ("bf16", "eager")])
+def test_a_compiled_run_is_the_run_and_goes_on_where_it_stopped(
+    tmp_path: Path, photos: Path, graphs: Callable[[str], list[Any]], amp: str, backend: str
+) -> None:
+    compiled = graphs(backend)
+    options = {"amp": amp, "steps": 4, "checkpoint_every": 2}
+    plain, other = tmp_path / "plain", tmp_path / "compiled"
+    begin(plain, photos, options).run(quiet)
+    assert not compiled
+    begin(other, photos, {**options, "compile": True}).run(quiet)
+    assert compiled
+    for row, wanted in zip(metrics(other), metrics(plain), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4)
+    expected = last(other)
+    assert expected["model"].keys() == last(plain)["model"].keys()
+    (other / CHECKPOINTS / "step-00000004.pt").unlink()
+    again(other, photos).run(quiet)
+    assert_identical(last(other), expected)
 
 
 @pytest.mark.parametrize("lost", ["ema", "optimizers", "qat"])

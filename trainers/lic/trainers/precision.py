@@ -1,7 +1,7 @@
 """Mixed precision, and the modules that stay out of it."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from types import MethodType
 from typing import Any
 
 import torch
@@ -65,16 +65,18 @@ def keep_float32(model: nn.Module, config: PrecisionConfig) -> list[str]:
     chooses = _rule(model, config)
     names = [name for name, module in model.named_modules() if chooses(name, module)]
     for name in names:
-        _Float32().attach(model.get_submodule(name))
+        module = model.get_submodule(name)
+        # A bound method: copies of the module get one of their own, and torch.compile, which sees
+        # no context that hooks enter, looks into it.
+        vars(module)["forward"] = MethodType(_in_float32, module)
     return names
 
 
 def release_float32(model: nn.Module) -> None:
     """Undo `keep_float32`."""
     for module in model.modules():
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, _Float32):
-                hook.detach()
+        if getattr(module.forward, "__func__", None) is _in_float32:
+            del vars(module)["forward"]
 
 
 def _rule(model: nn.Module, config: PrecisionConfig) -> _Rule:
@@ -97,44 +99,13 @@ def _rule(model: nn.Module, config: PrecisionConfig) -> _Rule:
     return lambda _, module: type(module).__name__ in wanted
 
 
-class _Float32:
-    """Leaves autocast when a module is called, and enters it again afterwards.
-
-    Hooks, because a forward of its own on an instance would be shared by the module's copies.
-    """
-
-    def __init__(self) -> None:
-        self._entered: list[ExitStack] = []
-        self._handles: list[Any] = []
-
-    def attach(self, module: nn.Module) -> None:
-        """Start with a module."""
-        before = module.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
-        # Also after an exception: what comes next must not compute in float32 unnoticed.
-        after = module.register_forward_hook(self.leave, always_call=True)
-        self._handles = [before, after]
-
-    def detach(self) -> None:
-        """End it."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def __call__(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Disable autocast and cast inputs, before the forward."""
-        values = [*args, *kwargs.values()]
-        device = next((v.device.type for v in values if isinstance(v, Tensor)), "cpu")
-        stack = ExitStack()
-        stack.enter_context(torch.autocast(device, enabled=False))
-        self._entered.append(stack)
-        return tuple(map(_single, args)), {name: _single(v) for name, v in kwargs.items()}
-
-    def leave(self, *_: Any) -> None:
-        """Restore autocast, after the forward."""
-        if self._entered:
-            self._entered.pop().close()
+def _in_float32(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Compute what the module's class does, out of autocast and with inputs in float32."""
+    values = [*args, *kwargs.values()]
+    device = next((v.device.type for v in values if isinstance(v, Tensor)), "cpu")
+    with torch.autocast(device, enabled=False):
+        inputs = {name: _single(value) for name, value in kwargs.items()}
+        return type(module).forward(module, *map(_single, args), **inputs)
 
 
 def _single(value: Any) -> Any:

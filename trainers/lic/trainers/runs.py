@@ -298,10 +298,6 @@ def _check_scales(model: Codec, config: TrainConfig, objective: Objective) -> No
             "--balanced-solver qp takes gradients task by task, which neither --amp nor --compile "
             "can; leave them out, or take famo"
         )
-    if config.run.compile and config.precision.amp != "off":
-        raise ConfigError(
-            "--compile with --amp: what stays in float32 cannot be compiled; leave one of them out"
-        )
     if config.spectral.inter_scale_reg and isinstance(objective, MinNorm):
         raise ConfigError(
             "--inter-scale-reg has no place beside --balanced-solver qp, whose weights come from "
