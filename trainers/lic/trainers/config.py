@@ -184,9 +184,9 @@ class PrecisionConfig(Section):
     amp: str = option("off", "Mixed precision.", choices=("off", "bf16", "fp16"))
     local_fp32: str = option(
         "entropy",
-        "What stays in float32 under --amp: nothing (rates are wrong then); the entropy models; "
-        "these and the decoder; all that normalises or exponentiates; or the classes of "
-        "--local-fp32-class.",
+        "What stays in float32 under --amp: nothing (rates are wrong then); the entropy models "
+        "and the layer that gives the picture; the entropy models and the decoder; the first and "
+        "all that normalises or exponentiates; or the classes of --local-fp32-class.",
         choices=("none", "entropy", "entropy+decoder", "all_normexp", "custom"),
         needs=_HALF,
     )
