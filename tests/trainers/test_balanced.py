@@ -135,6 +135,7 @@ def test_values_name_all_that_the_logs_want() -> None:
     for kind in ("loss", "z", "logit", "omega", "share", "gamma", "progress"):
         assert all(f"{kind}/{name}" in values for name in objective.tasks.names), kind
     assert float(values["loss"]) == pytest.approx(0.5 + 0.013 * 65.025, rel=1e-5)
+    assert float(values["distortion"]) == pytest.approx(0.013 * 65.025, rel=1e-5)
     assert float(total) != pytest.approx(float(values["loss"]), rel=0.1)
     assert [values[f"gamma/{n}"] for n in objective.tasks.names] == [
         0.008,
@@ -145,6 +146,18 @@ def test_values_name_all_that_the_logs_want() -> None:
     ]
     assert sum(values[f"omega/{n}"] for n in objective.tasks.names) == pytest.approx(1)
     assert sum(values[f"share/{n}"] for n in objective.tasks.names) == pytest.approx(1)
+
+
+def test_logits_are_told_by_what_weights_depend_on() -> None:
+    """With a gamma for each scale their sum drifts."""
+    objective = build(objective="hierarchical")
+    with torch.no_grad():
+        objective.weights.logits.add_(3)
+    objective.loss(terms(0.5, 1e-3), 0)
+    logits = torch.tensor([objective.values()[f"logit/{n}"] for n in objective.tasks.names])
+    assert float(logits.sum()) == pytest.approx(0, abs=1e-6)
+    shares = torch.softmax(logits, dim=0)
+    assert shares.tolist() == pytest.approx(objective.weights.shares.tolist())
 
 
 def test_gamma_follows_its_schedule() -> None:

@@ -26,7 +26,7 @@ from lic.trainers.loop import Trainer
 from lic.trainers.losses import Terms
 from lic.trainers.objective import RateDistortion
 from lic.trainers.runs import Place, last_state, open_fabric, resume, start
-from lic.trainers.trackers import METRICS
+from lic.trainers.trackers import METRICS, TABLE
 from tests.trainers.conftest import compiler_warns, pink
 
 # No windows and exact placement, so that 128 pixels will do.
@@ -333,6 +333,24 @@ def test_validation_tells_the_bits_of_the_scales(tmp_path: Path, large: Path) ->
     row = next(row for row in rows(tmp_path) if "val_bpp" in row)
     parts = [row[f"val_bpp_{name}"] for name in ("z", "s1", "s2", "s3")]
     assert sum(parts) == pytest.approx(row["val_bpp"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["standard", "balanced", "qp", "hierarchical"])
+def test_metrics_tell_rate_distortion_and_what_is_at_its_floor(
+    tmp_path: Path, large: Path, name: str
+) -> None:
+    trainer = run(begin(tmp_path, large, **OBJECTIVES[name], steps=2))
+    for row in rows(tmp_path):
+        assert row["bpp"] + row["distortion"] == pytest.approx(row["loss"], rel=1e-6)
+        assert row["distortion"] == pytest.approx(0.013 * 255**2 * row["mse"], rel=1e-6)
+        assert row["floored_symbols"] >= 0 and row["grad_norm"] > 0
+    x = trainer.data.batch(0).float().div_(255)
+    scales = mini().train()(x).latents.scales
+    share = float((scales <= 0.12).float().mean())
+    assert rows(tmp_path)[0]["floored_scales"] == pytest.approx(share)
+    assert 0 < share < 1
+    header = (tmp_path / TABLE).read_text().splitlines()[0].split(",")
+    assert set(rows(tmp_path)[0]) == set(header)
 
 
 def test_the_loaded_model_is_the_trained_one(tmp_path: Path, large: Path) -> None:

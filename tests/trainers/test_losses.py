@@ -10,6 +10,7 @@ from torch import Tensor
 from lic.codec import metrics
 from lic.codec.errors import ConfigError
 from lic.codec.models import Output
+from lic.codec.models.blocks import LowerBound
 from lic.trainers.config import LossConfig
 from lic.trainers.losses import ms_ssim, ms_ssim_note, ms_ssim_scales, terms_of
 
@@ -64,8 +65,18 @@ def test_the_terms_are_those_of_a_hand_computation() -> None:
 def test_only_what_the_loss_needs_is_computed(config: LossConfig, expected: set[str]) -> None:
     x = torch.rand(1, 3, 16, 16).requires_grad_()
     found = terms_of(output(x), x.detach(), config).detached()
-    assert set(found) == expected
+    assert set(found) == expected | {"floored_symbols"}
     assert not any(value.requires_grad for value in found.values())
+
+
+def test_symbols_of_the_least_likelihood_are_counted() -> None:
+    x = torch.rand(1, 3, 16, 16)
+    bound = LowerBound(1e-9)
+    likelihoods = {
+        "y": bound(torch.tensor([0.5, 1e-9, 0.0, 1.1e-9])),
+        "z": bound(torch.tensor([1e-12])),
+    }
+    assert float(terms_of(Output(x, likelihoods), x, MSE).detached()["floored_symbols"]) == 3
 
 
 @pytest.mark.parametrize("autocast", [False, True])

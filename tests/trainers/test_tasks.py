@@ -112,4 +112,8 @@ def test_terms_by_scale_are_logged_by_name(terms: Terms) -> None:
     names = set(terms.detached())
     assert {"bpp_s1", "bpp_s2", "bpp_s3", "bpp_z", "mse_1", "mse_2", "mse_3"} <= names
     output = Output(torch.zeros(1, 3, 4, 4), {"y": torch.ones(1)})
-    assert set(terms_of(output, torch.zeros(1, 3, 4, 4), LOSS).detached()) == {"bpp", "mse"}
+    assert set(terms_of(output, torch.zeros(1, 3, 4, 4), LOSS).detached()) == {
+        "bpp",
+        "mse",
+        "floored_symbols",
+    }

@@ -96,11 +96,14 @@ class Balanced:
         # By how much a distortion weighs more than a rate, on the whole; of two tasks their ratio.
         distortion = self.tasks.kept * shares[found].sum() / plain[found].sum()
         ratio = distortion / (shares[~found].sum() / plain[~found].sum())
+        logits = self.weights.logits.detach()
         self._values = {
+            **self.standard.values(),
             "lambda_eff": self._lmbda * float(ratio),
             **self._named("loss", plain.tolist()),
             **self._named("z", self.weights.shares.tolist()),
-            **self._named("logit", self.weights.logits.tolist()),
+            # Gammas that differ move all of them together, which no weight depends on.
+            **self._named("logit", (logits - logits.mean()).tolist()),
             **self._named("omega", omega.tolist()),
             **self._named("share", (shares / shares.sum()).tolist()),
             **self._named("progress", self.weights.progress.tolist()),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lic.codec.errors import ConfigError
 from lic.codec.models import Output, bits
 from lic.codec.models.bmshj2018 import ContextOutput
+from lic.codec.models.likelihood import LIKELIHOOD_BOUND
 from lic.trainers.config import LossConfig
 
 # MS-SSIM of Wang, Simoncelli and Bovik 2003: window, stabilisers for values in [0, 1], weights.
@@ -36,6 +37,8 @@ class Terms(NamedTuple):
         ms_ssim: multi-scale structural similarity, 0 to 1.
         rates: bits per pixel of the parts z, s1, s2, s3.
         errors: `mse` split by resolution, coarse parts first.
+        floored_symbols: how many likelihoods are at their floor; at 29.9 bits each, few of them
+            weigh on the whole rate.
     """
 
     bpp: Tensor
@@ -44,10 +47,12 @@ class Terms(NamedTuple):
     ms_ssim: Tensor | None = None
     rates: dict[str, Tensor] | None = None
     errors: tuple[Tensor, Tensor, Tensor] | None = None
+    floored_symbols: Tensor | None = None
 
     def detached(self) -> dict[str, Tensor]:
         """Return the terms that were computed, by name, for logs."""
-        whole = {name: getattr(self, name) for name in ("bpp", "mse", "l1", "ms_ssim")}
+        names = ("bpp", "mse", "l1", "ms_ssim", "floored_symbols")
+        whole = {name: getattr(self, name) for name in names}
         rates = {f"bpp_{name}": value for name, value in (self.rates or {}).items()}
         errors = {f"mse_{i}": value for i, value in enumerate(self.errors or (), start=1)}
         found = {**whole, **rates, **errors}
@@ -79,6 +84,7 @@ def terms_of(
         likelihoods = {name: values.float() for name, values in output.likelihoods.items()}
         rate = bits(likelihoods)
         parts = scale_bits(likelihoods) if scale_bits else None
+        floored = [(values <= LIKELIHOOD_BOUND).sum() for values in likelihoods.values()]
         return Terms(
             bpp=rate / pixels,
             mse=F.mse_loss(x_hat, x),
@@ -86,6 +92,7 @@ def terms_of(
             ms_ssim=ms_ssim(x_hat, x, clamp=perceptual) if similar else None,
             rates=parts and {name: value / pixels for name, value in parts.items()},
             errors=pyramid(x - x_hat) if scale_bits else None,
+            floored_symbols=torch.stack(floored).sum().float(),
         )
 
 

@@ -115,6 +115,7 @@ class RateDistortion(_Fixed):
     def __init__(self, lmbda: float, metric: str = "mse") -> None:
         self.lmbda = lmbda
         self.metric = metric
+        self._values: dict[str, float | Tensor] = {}
 
     @property
     def formula(self) -> str:
@@ -131,7 +132,13 @@ class RateDistortion(_Fixed):
 
     def loss(self, terms: Terms, step: int) -> Tensor:  # noqa: ARG002
         """Return the scalar loss of a batch."""
-        return terms.bpp + self.distortion(terms)
+        distortion = self.distortion(terms)
+        self._values = {"distortion": distortion.detach()}
+        return terms.bpp + distortion
+
+    def values(self) -> dict[str, float | Tensor]:
+        """Return lambda times the distortion of the last batch."""
+        return self._values
 
 
 class Perceptual(_Fixed):

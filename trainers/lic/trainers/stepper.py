@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from lic.codec.errors import TrainingError
+from lic.codec.models import HPCM
 from lic.codec.models.bmshj2018 import Latents
 from lic.codec.models.noise import noise_shard
 from lic.trainers.balanced import MinNorm
@@ -188,8 +189,11 @@ class Stepper:
     def _extra(
         self, latents: Latents | None, epoch: float
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Return what is added to the loss, and what to tell of the regularisation."""
+        """Return what is added to the loss, and what to tell of it and of the latents."""
         told: dict[str, Tensor] = {}
+        if latents is not None:
+            lowest = cast(HPCM, self.bare).levels[0]
+            told["floored_scales"] = (latents.scales.detach().float() <= lowest).float().mean()
         if self.config.spectral.spectral_reg:
             tau = self.curriculum.tau(epoch)
             told["tau"] = torch.tensor(math.inf if tau is None else tau, device=self.fabric.device)
