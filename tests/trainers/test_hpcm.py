@@ -353,6 +353,28 @@ def test_metrics_tell_rate_distortion_and_what_is_at_its_floor(
     assert set(rows(tmp_path)[0]) == set(header)
 
 
+@pytest.mark.parametrize("name", ["scale_patience", "gamma_schedule", "schedule"])
+def test_a_validation_without_a_readable_picture_ends_no_run(
+    tmp_path: Path, large: Path, name: str
+) -> None:
+    broken = tmp_path / "val"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"no picture")
+    options: dict[str, dict[str, Any]] = {
+        "scale_patience": {"scale_patience": 1},
+        "gamma_schedule": {"objective": "hierarchical", "gamma_schedule": "adaptive"},
+        "schedule": {"schedule": "plateau"},
+    }
+    options[name] |= {"val": str(broken), "checkpoint_every": 1, "steps": 2}
+    assert run(begin(tmp_path / "run", large, **options[name])).step == 2
+    row = next(row for row in rows(tmp_path / "run") if "val_loss" in row)
+    found = {name: value for name, value in row.items() if name.startswith("val_")}
+    assert set(found) == {"val_psnr", "val_ms_ssim", "val_bpp", "val_loss"} | {
+        f"val_bpp_{part}" for part in ("z", "s1", "s2", "s3")
+    }
+    assert set(found.values()) == {None}
+
+
 def test_the_loaded_model_is_the_trained_one(tmp_path: Path, large: Path) -> None:
     trainer = run(begin(tmp_path, large))
     model, training = load_model(tmp_path)

@@ -22,6 +22,7 @@ from lic.codec.bundle import Bundle
 from lic.codec.errors import NumericsError, TrainingError
 from lic.codec.metrics import ms_ssim, psnr
 from lic.codec.models import Output, bits
+from lic.codec.models.hierarchy import SCALES
 from lic.codec.models.likelihood import EntropyBottleneck
 from lic.codec.tiling import Padding, from_network, to_levels, to_network
 from lic.trainers.config import LossConfig
@@ -72,8 +73,8 @@ def validate(
 
     Returns:
         val_psnr (dB) and val_ms_ssim of 8-bit pictures, val_bpp with rounded latents, and val_loss,
-        the plain sum of rate and distortion; of HPCM val_bpp_z, _s1, _s2, _s3 as well. NaN where
-        no picture could be read.
+        the plain sum of rate and distortion; of HPCM val_bpp_z, _s1, _s2, _s3 as well. All are NaN
+        where no picture could be read.
     """
     device = device or next(model.parameters()).device
     with coding(model, say), _workers(device) as pool:
@@ -92,8 +93,11 @@ def validate(
             }
             for coded, quality in jobs
         ]
-    names = rows[0] if rows else ("val_psnr", "val_ms_ssim", "val_bpp", "val_loss")
-    return {name: fmean(row[name] for row in rows) if rows else math.nan for name in names}
+    if not rows:
+        parts = ("z", *SCALES) if hasattr(model, "bits_by_part") else ()
+        names = ("val_psnr", "val_ms_ssim", "val_bpp", "val_loss")
+        return dict.fromkeys((*names, *(f"val_bpp_{part}" for part in parts)), math.nan)
+    return {name: fmean(row[name] for row in rows) for name in rows[0]}
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS, say: Say = lambda _: None) -> Pixels | None:
