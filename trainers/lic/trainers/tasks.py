@@ -25,12 +25,15 @@ class Splits(Protocol):
         """Return for s1, s2, s3 which latents belong to it: ones and zeros (1, M, h, w)."""
         ...
 
+    def bits_by_part(
+        self, likelihoods: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the bits (scalars) of z, s1, s2, s3; `masks` are those of `scale_masks`."""
+        ...
+
 
 class ScaleRates:
-    """Bits of the parts z, s1, s2, s3 of a model's latents; they add up to all bits.
-
-    Masks are kept by size: all crops of a run have the same.
-    """
+    """A model's `bits_by_part`, its masks kept by size: all crops of a run have the same."""
 
     def __init__(self, model: Splits) -> None:
         self._model = model
@@ -38,12 +41,10 @@ class ScaleRates:
 
     def __call__(self, likelihoods: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return bits (scalars) by part, of likelihoods "y" (B, M, h, w) and "z"."""
-        y = -torch.log2(likelihoods["y"].float())
-        size = (y.shape[-2], y.shape[-1])
-        if size not in self._masks:
-            self._masks[size] = self._model.scale_masks(*size)
-        parts = {"z": -torch.log2(likelihoods["z"].float()).sum()}
-        return parts | {name: (y * mask).sum() for name, mask in self._masks[size].items()}
+        height, width = likelihoods["y"].shape[-2:]
+        if (height, width) not in self._masks:
+            self._masks[height, width] = self._model.scale_masks(height, width)
+        return self._model.bits_by_part(likelihoods, self._masks[height, width])
 
 
 @dataclass(frozen=True)

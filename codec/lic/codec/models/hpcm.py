@@ -329,10 +329,15 @@ class HPCM(ContextModel):
             for scale, name in enumerate(hierarchy.SCALES)
         }
 
-    def bits_by_part(self, likelihoods: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the bits (scalars) of z, s1, s2, s3 in `forward`'s likelihoods."""
+    def bits_by_part(
+        self, likelihoods: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the bits (scalars) of z, s1, s2, s3 in `forward`'s likelihoods.
+
+        They add up to all bits. `masks`: what `scale_masks` gives for this size, where it is known.
+        """
         y = -torch.log2(likelihoods["y"])
-        masks = self.scale_masks(y.shape[-2], y.shape[-1])
+        masks = masks or self.scale_masks(y.shape[-2], y.shape[-1])
         parts = {"z": -torch.log2(likelihoods["z"]).sum()}
         return parts | {name: (y * mask).sum() for name, mask in masks.items()}
 
