@@ -13,7 +13,7 @@ from lic.trainers.config import LossConfig
 from lic.trainers.gamma import GammaSchedule, build_gamma
 from lic.trainers.losses import Terms
 from lic.trainers.objective import Objective, RateDistortion, build_objective
-from lic.trainers.objective_options import GammaConfig, ObjectiveConfig
+from lic.trainers.objective_options import SCALES, GammaConfig, ObjectiveConfig
 from lic.trainers.sections import numbers
 from lic.trainers.tasks import Tasks, exact5, exact7, fixed5, two_tasks
 
@@ -143,7 +143,7 @@ class Balanced:
 
     def observe(self, values: Mapping[str, float]) -> None:
         """Take notice of a validation."""
-        scales = [values[f"val_bpp_{s}"] for s in ("s1", "s2", "s3") if f"val_bpp_{s}" in values]
+        scales = [values[f"val_bpp_{s}"] for s in SCALES if f"val_bpp_{s}" in values]
         self._gamma.observe_validation(values["val_loss"], scales)
 
     def values(self) -> dict[str, float | Tensor]:

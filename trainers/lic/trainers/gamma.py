@@ -15,10 +15,10 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from lic.codec.errors import ConfigError
-from lic.trainers.objective_options import EPOCHS, GammaConfig
+from lic.trainers.objective_options import EPOCHS, SCALES, GammaConfig
+from lic.trainers.schedules import half_cosine
 from lic.trainers.sections import numbers
 
-SCALES: Final = ("s1", "s2", "s3")
 # Above this many thresholds, losses vary enough for a higher gamma.
 UNEVEN: Final = 5.0
 # How far above its start an adaptive gamma may come.
@@ -248,7 +248,7 @@ def linear(place: float, *, start: float, end: float, warmup: float = 0.0) -> fl
 
 def cosine(place: float, *, start: float, end: float, warmup: float = 0.0) -> float:
     """Return the value on half a cosine from `start` at the warm-up's end to `end`."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * _progress(place, warmup)))
+    return half_cosine(_progress(place, warmup), start, end)
 
 
 def stepped(

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lic.codec.errors import ConfigError, OutputError
 from lic.trainers.curves import GRID, HEIGHT, INK, SHARPNESS, WIDTH, ticks
-from lic.trainers.gamma import PER_SCALE, SCALES, TWO_TASK, GammaSchedule, build_gamma
-from lic.trainers.objective_options import GammaConfig
+from lic.trainers.gamma import PER_SCALE, TWO_TASK, GammaSchedule, build_gamma
+from lic.trainers.objective_options import SCALES, GammaConfig
 
 Rows = list[tuple[float, ...]]
 

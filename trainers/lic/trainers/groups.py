@@ -10,15 +10,14 @@ from typing import Any, Final
 from torch import nn
 
 from lic.codec.errors import ConfigError
-from lic.trainers.objective_options import FinetuneConfig
+from lic.trainers.objective_options import SCALES, FinetuneConfig
+from lic.trainers.schedules import Gains
 
 TRANSFORMS: Final = ("g_a", "g_s", "h_a", "h_s")
 GROUPS: Final = (*TRANSFORMS, "context", "entropy")
 # By the first part of a parameter's name, or by how that starts.
 CONTEXT: Final = ("y_spatial_prior", "adaptive_params_list", "attn_", "context_net")
 ENTROPY: Final = ("means_hyper", "scales_hyper", "entropy_estimation", "entropy_bottleneck")
-# A relative gain below this is noise of the validation, not progress.
-GAIN: Final = 1e-4
 # Modules of HPCM that work for one scale, and those that work for several.
 OF_SCALE: Final = {
     ("s1",): ("y_spatial_prior_adaptor_list_s1.", "attn_s1.", "adaptive_params_list.0"),
@@ -37,7 +36,6 @@ OF_SCALE: Final = {
     ),
     ("s1", "s2"): ("y_spatial_prior_s1_s2.",),
 }
-SCALES: Final = ("s1", "s2", "s3")
 
 
 def group_of(name: str) -> str:
@@ -187,8 +185,7 @@ class Plan:
 class ScaleStopping:
     """Says which layers of HPCM may stop because the bits of their scale no longer fall.
 
-    A scale stops for good after `patience` validations in a row without a gain: one ten-thousandth
-    below the least so far. Bits that are not finite are no gain.
+    A scale stops for good after `patience` validations in a row without a gain, see `Gains`.
 
     Args:
         patience: from 1; 0 stops nothing.
@@ -196,20 +193,13 @@ class ScaleStopping:
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
-        self._best = dict.fromkeys(SCALES, math.inf)
-        self._idle = dict.fromkeys(SCALES, 0)
+        self._gains = {scale: Gains() for scale in SCALES}
         self._stopped: set[str] = set()
 
     def observe(self, bits: Mapping[str, float]) -> None:
         """Take notice of a validation: bits, or bits per pixel, of s1, s2 and s3."""
         for scale in SCALES:
-            value, best = float(bits[scale]), self._best[scale]
-            bar = best - GAIN * abs(best) if math.isfinite(best) else math.inf
-            if math.isfinite(value) and value < bar:
-                self._best[scale], self._idle[scale] = value, 0
-            else:
-                self._idle[scale] += 1
-            if 0 < self._patience <= self._idle[scale]:
+            if 0 < self._patience <= self._gains[scale].add(float(bits[scale])):
                 self._stopped.add(scale)
 
     def stopped(self) -> frozenset[str]:
@@ -225,15 +215,16 @@ class ScaleStopping:
     def state_dict(self) -> dict[str, Any]:
         """Return the least bits, the validations since, and the scales that stopped."""
         return {
-            "best": dict(self._best),
-            "idle": dict(self._idle),
+            "best": {scale: gains.best for scale, gains in self._gains.items()},
+            "idle": {scale: gains.idle for scale, gains in self._gains.items()},
             "stopped": sorted(self._stopped),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._best = {scale: float(state["best"][scale]) for scale in SCALES}
-        self._idle = {scale: int(state["idle"][scale]) for scale in SCALES}
+        self._gains = {
+            scale: Gains(float(state["best"][scale]), int(state["idle"][scale])) for scale in SCALES
+        }
         self._stopped = set(state["stopped"])
 
 

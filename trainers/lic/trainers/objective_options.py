@@ -10,6 +10,8 @@ from lic.trainers.sections import Need, Section, option
 
 # Length of the run that milestones and knots are told for: that of the published HPCM.
 EPOCHS: Final = 3000
+# Of HPCM; as `lic.codec.models.hierarchy` has them, whose import would bring torch along.
+SCALES: Final = ("s1", "s2", "s3")
 
 # What options of tasks, their weights and gamma, the filter and the scales hang on.
 _WEIGHED: Final = {"objective": ("balanced", "hierarchical")}

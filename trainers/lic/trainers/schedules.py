@@ -12,7 +12,7 @@ from lic.trainers.sections import numbers
 # Where a one-cycle schedule starts, as a share of the peak: torch's own default.
 ONECYCLE_START = 1 / 25
 # A relative gain below this is noise of the validation, not progress.
-PLATEAU_THRESHOLD = 1e-4
+GAIN = 1e-4
 
 
 class Schedule(Protocol):
@@ -79,18 +79,39 @@ class Timed:
         """Take nothing back."""
 
 
+class Gains:
+    """Counts validations in a row without a gain of a metric of which less is better.
+
+    A gain is one ten-thousandth below the best so far; a metric that is NaN or infinite is none.
+
+    Attributes:
+        best: the least metric.
+        idle: validations since.
+    """
+
+    def __init__(self, best: float = math.inf, idle: int = 0) -> None:
+        self.best = best
+        self.idle = idle
+
+    def add(self, metric: float) -> int:
+        """Count a validation; returns those without gain."""
+        bar = self.best - GAIN * abs(self.best) if math.isfinite(self.best) else math.inf
+        gained = math.isfinite(metric) and metric < bar
+        self.best, self.idle = (metric, 0) if gained else (self.best, self.idle + 1)
+        return self.idle
+
+
 class Plateau:
     """Multiplies the rates by `cut` after more than `patience` validations in a row without gain.
 
-    A gain is one ten-thousandth below the best so far; a metric that is NaN or infinite is none.
+    What a gain is, `Gains` says.
     """
 
     def __init__(self, *, patience: int, cut: float, warmup: int = 0) -> None:
         self._patience = patience
         self._cut = cut
         self._warmup = warmup
-        self._best = math.inf
-        self._idle = 0
+        self._gains = Gains()
         self._cuts = 0
 
     def factor(self, step: int) -> float:
@@ -99,23 +120,17 @@ class Plateau:
 
     def update(self, metric: float) -> None:
         """Count a validation, and cut where patience is at its end."""
-        known = math.isfinite(self._best)
-        bar = self._best - PLATEAU_THRESHOLD * abs(self._best) if known else math.inf
-        if math.isfinite(metric) and metric < bar:
-            self._best, self._idle = metric, 0
-            return
-        self._idle += 1
-        if self._idle > self._patience:
-            self._cuts, self._idle = self._cuts + 1, 0
+        if self._gains.add(metric) > self._patience:
+            self._cuts, self._gains.idle = self._cuts + 1, 0
 
     def state_dict(self) -> dict[str, float]:
         """Return the best metric, the validations since, and the number of cuts."""
-        return {"best": self._best, "idle": self._idle, "cuts": self._cuts}
+        return {"best": self._gains.best, "idle": self._gains.idle, "cuts": self._cuts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._best = float(state["best"])
-        self._idle, self._cuts = int(state["idle"]), int(state["cuts"])
+        self._gains = Gains(float(state["best"]), int(state["idle"]))
+        self._cuts = int(state["cuts"])
 
 
 def warmed_up(step: int, *, warmup: int) -> float:
@@ -130,7 +145,7 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, final: float) -> float:
     """
     if step < warmup:
         return warmed_up(step, warmup=warmup)
-    return _cosine((step - warmup) / max(1, steps - warmup), 1.0, final)
+    return half_cosine((step - warmup) / max(1, steps - warmup), 1.0, final)
 
 
 def onecycle(step: int, *, steps: int, rise: float, warmup: int, final: float) -> float:
@@ -141,9 +156,9 @@ def onecycle(step: int, *, steps: int, rise: float, warmup: int, final: float) -
     """
     peak, last = max(0.0, rise * steps - 1), max(1, steps - 1)
     if step < peak:
-        factor = _cosine(step / peak, ONECYCLE_START, 1.0)
+        factor = half_cosine(step / peak, ONECYCLE_START, 1.0)
     else:
-        factor = _cosine((step - peak) / max(last - peak, 1e-9), 1.0, final)
+        factor = half_cosine((step - peak) / max(last - peak, 1e-9), 1.0, final)
     return factor * warmed_up(step, warmup=warmup)
 
 
@@ -158,6 +173,6 @@ def milestones(
     return warmed_up(step, warmup=warmup) * (passed[-1] if passed else 1.0)
 
 
-def _cosine(progress: float, start: float, end: float) -> float:
+def half_cosine(progress: float, start: float, end: float) -> float:
     """Return the value between start and end of half a cosine, at progress 0 to 1 and beyond."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

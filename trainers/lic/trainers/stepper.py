@@ -17,13 +17,13 @@ from lic.codec.models.bmshj2018 import Latents
 from lic.codec.models.noise import noise_shard
 from lic.trainers.balanced import MinNorm
 from lic.trainers.config import TrainConfig
-from lic.trainers.groups import SCALES, Plan, ScaleStopping
+from lic.trainers.groups import Plan, ScaleStopping
 from lic.trainers.guard import ForwardGuard, check_gradients
 from lic.trainers.inter_scale import InterScale
 from lic.trainers.losses import Terms, terms_of
 from lic.trainers.models import Balle2018, Codec
 from lic.trainers.objective import Objective
-from lic.trainers.objective_options import EPOCHS
+from lic.trainers.objective_options import EPOCHS, SCALES
 from lic.trainers.optimizers import NamedOptimizer, build_optimizers
 from lic.trainers.qat import Qat
 from lic.trainers.schedules import build_schedule

@@ -22,12 +22,12 @@ from lic.codec.bundle import Bundle
 from lic.codec.errors import NumericsError, TrainingError
 from lic.codec.metrics import ms_ssim, psnr
 from lic.codec.models import Output, bits
-from lic.codec.models.hierarchy import SCALES
 from lic.codec.models.likelihood import EntropyBottleneck
 from lic.codec.tiling import Padding, from_network, to_levels, to_network
 from lic.trainers.config import LossConfig
 from lic.trainers.losses import TAPS, terms_of
 from lic.trainers.objective import build_objective
+from lic.trainers.objective_options import SCALES
 
 Pixels = NDArray[np.uint8]
 Say = Callable[[str], object]
