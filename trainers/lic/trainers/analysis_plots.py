@@ -7,19 +7,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from lic.trainers.curves import GRID, INK, SHARPNESS, ticks
+from lic.trainers.curves import COLOURS, GRID, INK, SHARPNESS, font, ticks
 
 Point = tuple[float, float]
 Scale = Callable[[float], float]
 
-COLOURS: Final = (
-    "#2864a8", "#d1601a", "#3a8f3a", "#8c4fb0", "#b8902a", "#2a9c9c", "#c2447f", "#6b6b6b"
-)  # fmt: skip
 # From little, which is good, to much: viridis, that prints in gray and shows to the colour-blind.
 _RAMP: Final = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
-_BEST, _MISSING = "#d1601a", "#eeeeee"
+_BEST, _MISSING = COLOURS[1], "#eeeeee"
 # Of more values on an axis, each has its place by its size and not a row of its own.
 _MOST_CELLS: Final = 10
 _LONGEST: Final = 60
@@ -53,7 +50,7 @@ class _Canvas:
     def text(
         self, x: float, y: float, text: str, size: int = 12, anchor: str = "lm", ink: str = INK
     ) -> None:
-        self._pen.text((x * SHARPNESS, y * SHARPNESS), text, ink, _font(size), anchor=anchor)
+        self._pen.text((x * SHARPNESS, y * SHARPNESS), text, ink, font(size), anchor=anchor)
 
     def line(self, points: Sequence[Point], colour: str, width: float = 1) -> None:
         larger = [(x * SHARPNESS, y * SHARPNESS) for x, y in points]
@@ -278,8 +275,4 @@ def _shortened(label: str) -> str:
 
 
 def _length(text: str, size: int) -> float:
-    return _font(size).getlength(text) / SHARPNESS
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size * SHARPNESS)
+    return font(size).getlength(text) / SHARPNESS

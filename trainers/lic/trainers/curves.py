@@ -21,7 +21,11 @@ SHARPNESS: Final = 2
 # Of a smooth line.
 POINTS: Final = 100
 
-FAINT, TRAINING, VALIDATION = "#c3d6ec", "#2864a8", "#d1601a"
+# Of lines that are told apart, the first ones first.
+COLOURS: Final = (
+    "#2864a8", "#d1601a", "#3a8f3a", "#8c4fb0", "#b8902a", "#2a9c9c", "#c2447f", "#6b6b6b"
+)  # fmt: skip
+FAINT, TRAINING, VALIDATION = "#c3d6ec", COLOURS[0], COLOURS[1]
 GRID, INK = "#e4e4e4", "#303030"
 
 # Title, what the training tells, what the validation tells.
@@ -171,21 +175,21 @@ class _Plot:
         self.pen.rectangle((left, top, left + self.width, top + self.height), None, INK, SHARPNESS)
         for step in ticks(0, self.last):
             below = (left + self._x(step), top + self.height + 6 * SHARPNESS)
-            self.pen.text(below, _thousands(step), INK, _font(12), anchor="ma")
+            self.pen.text(below, _thousands(step), INK, font(12), anchor="ma")
         for value in ticks(self.low, self.high):
             beside = (left - 6 * SHARPNESS, top + self._y(value))
-            self.pen.text(beside, f"{value:g}", INK, _font(12), anchor="rm")
+            self.pen.text(beside, f"{value:g}", INK, font(12), anchor="rm")
         line = top - 16 * SHARPNESS
-        self.pen.text((left, line), self.panel.title, INK, _font(16), anchor="lm")
+        self.pen.text((left, line), self.panel.title, INK, font(16), anchor="lm")
         end = left + self.width
         words = (("validation", VALIDATION, self.panel.validation),
                  ("training", TRAINING, self.panel.training))  # fmt: skip
         for word, colour, curve in words:
             if len(curve.steps):
-                self.pen.text((end, line), word, colour, _font(13), anchor="rm")
+                self.pen.text((end, line), word, colour, font(13), anchor="rm")
                 end -= 84 * SHARPNESS
         bottom = self.image.height - 4 * SHARPNESS
-        self.pen.text((left + self.width, bottom), "steps", INK, _font(12), anchor="rd")
+        self.pen.text((left + self.width, bottom), "steps", INK, font(12), anchor="rd")
 
 
 def _thousands(step: float) -> str:
@@ -194,5 +198,6 @@ def _thousands(step: float) -> str:
     return f"{step / 1e3:g}k" if step >= 1e4 else f"{step:g}"
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font of a size in pixels, for pictures SHARPNESS times as large."""
     return ImageFont.load_default(size=size * SHARPNESS)

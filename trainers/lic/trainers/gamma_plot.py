@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from lic.codec.errors import ConfigError, OutputError
-from lic.trainers.curves import GRID, HEIGHT, INK, SHARPNESS, WIDTH, ticks
+from lic.trainers.curves import COLOURS, GRID, HEIGHT, INK, SHARPNESS, WIDTH, font, ticks
 from lic.trainers.gamma import PER_SCALE, TWO_TASK, GammaSchedule, build_gamma
 from lic.trainers.objective_options import SCALES, GammaConfig
 
@@ -20,7 +20,6 @@ Rows = list[tuple[float, ...]]
 # Room around a panel's axes in pixels, for title, legend, numbers and names.
 LEFT, RIGHT, TOP, BOTTOM = 76, 20, 64, 44
 POINTS: Final = 1201
-COLOURS: Final = ("#2864a8", "#d1601a", "#3a8f3a")
 
 # What a run may show an adaptive schedule, and the words for it.
 FEEDS: Final[dict[str, tuple[str, ...]]] = {
@@ -139,7 +138,7 @@ def _tasks(found: Mapping[str, Rows], names: Sequence[str]) -> list[_Line]:
 
 
 def _scales(rows: Rows) -> list[_Line]:
-    named = zip(SCALES, COLOURS, strict=True)
+    named = zip(SCALES, COLOURS, strict=False)
     return [_Line(s, colour, _course(rows, place)) for place, (s, colour) in enumerate(named, 1)]
 
 
@@ -199,11 +198,7 @@ class _Plot:
             self.pen.line([(x, y), (x + 16 * SHARPNESS, y)], line.colour, 3 * SHARPNESS)
             x += 21 * SHARPNESS
             self._text((x, y), line.label, 12, "lm")
-            x += self.pen.textlength(line.label, _font(12)) + 14 * SHARPNESS
+            x += self.pen.textlength(line.label, font(12)) + 14 * SHARPNESS
 
     def _text(self, at: tuple[float, float], text: str, size: int, anchor: str) -> None:
-        self.pen.text(at, text, INK, _font(size), anchor=anchor)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size * SHARPNESS)
+        self.pen.text(at, text, INK, font(size), anchor=anchor)
