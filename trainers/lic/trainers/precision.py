@@ -101,9 +101,8 @@ def _rule(model: nn.Module, config: PrecisionConfig) -> _Rule:
 
 def _last_layer(model: nn.Module) -> str:
     """Return the name of the layer that gives x_hat; empty where there is no g_s."""
-    g_s = [name for name, module in model.named_modules()
-           if name.startswith("g_s.") and not any(module.children())]  # fmt: skip
-    return g_s[-1] if g_s else ""
+    layers = [name for name, module in model.named_modules() if not any(module.children())]
+    return next((name for name in reversed(layers) if name.startswith("g_s.")), "")
 
 
 def _in_float32(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
