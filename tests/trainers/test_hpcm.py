@@ -37,7 +37,7 @@ MINI = HPCMConfig(
 BASE = recipes.hpcm().updated(
     {
         "epochs": 0, "steps": 6, "batch": 2, "crop": 128, "lr": 1e-3, "checkpoint_every": 3,
-        "log_every": 1, "val_share": 0.0, "size": "custom",
+        "log_every": 1, "val_share": 0.0,
     }
 )  # fmt: skip
 OBJECTIVES: dict[str, dict[str, Any]] = {

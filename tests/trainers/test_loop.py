@@ -32,7 +32,7 @@ BASE = TrainConfig().updated(
     {
         "steps": 12, "batch": 2, "crop": 32, "optimizer": "adam", "start": "random",
         "lr_warmup_steps": 3, "lr": 1e-3, "checkpoint_every": 6, "log_every": 1, "ema": 0.9,
-        "val_share": 0.0, "size": "custom",
+        "val_share": 0.0,
     }
 )  # fmt: skip
 

@@ -172,7 +172,7 @@ class Run:
                     write_config(config, folder / CONFIG, self.out)
                 trainer = runs.start(
                     start_from, config, self.place, fabric, self.say,
-                    fresh=init is None, command=command,
+                    fresh=init is None, command=command, widen_to_size=command == "bmshj2018",
                 )  # fmt: skip
         if self.save_config and fabric.is_global_zero:
             write_config(config, self.save_config, self.out)

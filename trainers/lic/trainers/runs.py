@@ -96,17 +96,19 @@ def start(
     *,
     fresh: bool,
     command: str = "bmshj2018",
+    widen_to_size: bool = False,
 ) -> Trainer:
     """Return a new run.
 
     Args:
-        model: what it goes on from; a narrower bmshj2018 than `config.model` is widened.
+        model: what it goes on from.
         config: its options.
         place: where.
         fabric: as launched.
         say: takes notes for the user.
         fresh: whether the model is untrained and wants the start of `config.model`.
         command: bmshj2018, hpcm, or relu, which replaces the model's non-linearities first.
+        widen_to_size: make a bmshj2018 that is narrower than `config.model` as wide first.
 
     Raises:
         ConfigError: options that do not go with the model.
@@ -122,7 +124,7 @@ def start(
         model, replaced = result.model, result.modules
         _say_all(say, result.notes)
     if not isinstance(model, HPCM):
-        if can_widen(model, config.model.size):
+        if widen_to_size and can_widen(model, config.model.size):
             n, m = SIZES[config.model.size]
             say(f"widening to N = {n}, M = {m}: the same function at first")
             model = widen(model, n, m, sample(data))
