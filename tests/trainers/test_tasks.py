@@ -33,24 +33,79 @@ def test_rates_of_the_scales_and_of_z_add_up(terms: Terms) -> None:
     assert float(sum(terms.rates.values())) == pytest.approx(float(terms.bpp), rel=1e-6)
 
 
-def test_shares_of_the_scales_are_those_of_their_latents(model: HPCM) -> None:
+def test_every_latent_is_of_one_scale(model: HPCM) -> None:
     masks = model.scale_masks(16, 16)
-    shares = [float(mask.mean()) for mask in masks.values()]
-    assert shares == [1 / 16, 3 / 16, 12 / 16]
-    assert torch.equal(sum(masks.values(), torch.zeros(())), torch.ones(1, 64, 16, 16))
+    assert [float(mask.mean()) for mask in masks.values()] == [1 / 16, 3 / 16, 12 / 16]
+    stacked = torch.cat(list(masks.values()))
+    assert bool(((stacked == 0) | (stacked == 1)).all())
+    assert torch.equal(stacked.sum(dim=0), torch.ones(64, 16, 16))
 
 
-def test_a_change_at_the_sites_of_one_scale_changes_its_rate_alone(model: HPCM) -> None:
-    torch.manual_seed(2)
+# By eighth of the channels, row and column in cells of 4x4: where s1 lies, and where upstream's
+# helper for a mask of s1 has it.
+OF_S1 = ((0, 0), (1, 1), (0, 3), (1, 2), (2, 0), (3, 1), (2, 3), (3, 2))
+OF_THE_HELPER = ((0, 0), (1, 1), (0, 1), (1, 0), (0, 2), (1, 3), (0, 3), (1, 2))
+
+
+@pytest.mark.parametrize(("phases", "agree"), [(OF_S1, 8), (OF_THE_HELPER, 2)])
+def test_s1_lies_where_it_is_coded_and_not_where_upstreams_helper_says(
+    model: HPCM, phases: tuple[tuple[int, int], ...], agree: int
+) -> None:
+    mask = model.scale_masks(16, 16)["s1"]
+    wanted = torch.zeros(8, 8, 16, 16)
+    for group, (row, column) in zip(wanted, phases, strict=True):
+        group[:, row::4, column::4] = 1
+    same = [torch.equal(a, b) for a, b in zip(mask.reshape(8, 8, 16, 16), wanted, strict=True)]
+    assert same == [True] * agree + [False] * (8 - agree)
+
+
+@pytest.fixture(scope="module")
+def latents(model: HPCM) -> tuple[Tensor, Tensor]:
+    """What y (1, 64, 16, 16) and z (1, 32, 4, 4) of a picture are, before rounding."""
+    with torch.no_grad():
+        y = model.analyze(torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(2)))
+        # Several steps of the quantiser wide, so that contexts say something.
+        y = 4 * y / y.std()
+        return y, model.hyper_analyze(y)
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@torch.no_grad()
+def test_with_frozen_contexts_y_at_the_sites_of_a_scale_changes_its_rate_alone(
+    model: HPCM, latents: tuple[Tensor, Tensor]
+) -> None:
+    y, z = latents
+    _, residuals, scales = model.quantize(y, z)
     rates = ScaleRates(model)
-    p = torch.rand(1, 64, 16, 16) * 0.8 + 0.1
-    likelihoods = {"y": p, "z": torch.full((1, 32, 4, 4), 0.5)}
-    before = rates(likelihoods)
+
+    def of(y: Tensor) -> dict[str, Tensor]:
+        # Means and scales stay as they were, whatever y has become.
+        likelihoods = model.entropy_estimation(residuals + (y - latents[0]), scales)
+        return rates({"y": likelihoods, "z": torch.full((1, 32, 4, 4), 0.5)})
+
+    before = of(y)
     for name, mask in model.scale_masks(16, 16).items():
-        after = rates({**likelihoods, "y": p * (1 - 0.5 * mask)})
-        assert {k for k in before if not torch.equal(before[k], after[k])} == {name}
-        gained = float(after[name] - before[name])
-        assert gained == pytest.approx(float(mask.sum()), rel=1e-4)
+        assert changed(before, of(y + 3 * mask)) == {name}
+
+
+@torch.no_grad()
+def test_y_at_the_sites_of_a_scale_changes_what_is_coded_from_then_on(
+    model: HPCM, latents: tuple[Tensor, Tensor]
+) -> None:
+    y, z = latents
+    rates = ScaleRates(model)
+
+    def of(y: Tensor) -> dict[str, Tensor]:
+        _, residuals, scales = model.quantize(y, z)
+        likelihoods = model.entropy_estimation(residuals, scales)
+        return rates({"y": likelihoods, "z": torch.full((1, 32, 4, 4), 0.5)})
+
+    before, masks = of(y), model.scale_masks(16, 16)
+    for number, mask in enumerate(masks.values()):
+        assert changed(before, of(y + 3 * mask)) == set(list(masks)[number:])
 
 
 def checkerboard() -> Tensor:

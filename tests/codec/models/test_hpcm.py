@@ -6,6 +6,7 @@ import torch
 from lic.codec.errors import ConfigError
 from lic.codec.models import HPCM, HPCMConfig, bits, hpcm_config
 from lic.codec.models.conditional import scale_indexes
+from lic.codec.models.hierarchy import up
 from lic.codec.models.hpcm_config import SIZES
 
 SMALL = HPCMConfig(
@@ -139,6 +140,34 @@ def test_placement_decides_where_hyper_parameters_of_s2_stand(picture: torch.Ten
     # s1 is coded before the hyper parameters of s2 are looked at.
     assert float(a["s1"]) == float(b["s1"])
     assert float(a["s2"]) != float(b["s2"])
+
+
+@pytest.mark.parametrize(
+    ("placement", "right"),
+    [
+        ("upstream", [1, 1, 2 / 3, 2 / 3, 1 / 6, 1 / 6, 1 / 12, 1 / 12]),
+        ("corrected", [1] * 8),
+    ],
+)
+@torch.no_grad()
+def test_shares_of_s2_that_get_the_hyper_parameters_of_their_own_site(
+    placement: str, right: list[float]
+) -> None:
+    """By eighth of the channels, of latents of 16x16; the same of scales and of means."""
+    model = _model(HPCMConfig(**{**SMALL.to_dict(), "placement": placement}))
+    model.context_net[0] = torch.nn.Identity()
+    sites = torch.arange(1.0, 257).reshape(16, 16)
+    progress = model.begin(torch.zeros(1, 8, 4, 4))
+    progress.hyper = sites.expand(1, 32, 16, 16)
+    progress.context = torch.zeros_like(progress.context)
+    model._refine(1, progress)
+    new = model.scale_masks(16, 16)["s2"].bool()
+    # The samples of s1 and s2, a fourth, lie densely in cells of 2x2 by now.
+    placed = up(progress.context.reshape(2, 16, 8, 8), model.s2_in_s3)
+    kept = (placed == sites) & new
+    shares = kept.reshape(2, 8, -1).sum(dim=2) / new.reshape(8, -1).sum(dim=1)
+    for half in shares:
+        assert half.tolist() == pytest.approx(right, rel=1e-6)
 
 
 def test_only_whole_windows_are_taken(model: HPCM) -> None:
