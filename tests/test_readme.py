@@ -62,7 +62,7 @@ def test_commands_of_the_training_guide(
     from lic.codec.models import FactorizedConfig, FactorizedPrior
     from lic.codec.models.bmshj2018 import SIZES
     from lic.codec.models.hpcm_config import SIZES as HPCM_SIZES
-    from tests.trainers.test_hpcm import MINI
+    from tests.trainers.small_runs import MINI
 
     monkeypatch.chdir(photos)
     monkeypatch.setitem(SIZES, "lite", (8, 12))

@@ -18,7 +18,7 @@ from lic.codec.models.hpcm_config import SIZES
 from lic.codec.models.hpcm_files import LMBDAS
 from lic.trainers.checkpoints import find_checkpoint, load
 from lic.trainers.trackers import METRICS
-from tests.trainers.test_hpcm import MINI
+from tests.trainers.small_runs import MINI
 
 Lic = Callable[..., Any]
 

@@ -47,6 +47,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three pictures of 160x160."""
+    folder = tmp_path_factory.mktemp("large")
+    for seed in range(3):
+        pixels = np.rint(pink(seed, 160) * 255).astype(np.uint8).transpose(1, 2, 0)
+        Image.fromarray(pixels).save(folder / f"{seed}.png")
+    return folder
+
+
 # Of its own doings, such as looking at .grad of every tensor.
 compiler_warns = pytest.mark.filterwarnings("default")
 

@@ -1,14 +1,13 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning_fabric.plugins import MixedPrecision
-from torch import Tensor
 
 from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import (
@@ -17,16 +16,24 @@ from lic.codec.models import (
     HyperpriorConfig,
     ScaleHyperprior,
 )
-from lic.trainers.checkpoints import find_checkpoint, load, load_model
+from lic.trainers.checkpoints import load, load_model
 from lic.trainers.config import TrainConfig
 from lic.trainers.files import CHECKPOINTS
 from lic.trainers.loop import Trainer
-from lic.trainers.losses import Terms
-from lic.trainers.objective import RateDistortion
-from lic.trainers.runs import Place, last_state, open_fabric, resume, start
+from lic.trainers.runs import last_state
 from lic.trainers.stopping import Interrupted
-from lic.trainers.trackers import METRICS
 from tests.trainers.conftest import compiler_warns
+from tests.trainers.small_runs import (
+    Fails,
+    again,
+    assert_identical,
+    begin_run,
+    cut_off,
+    last,
+    metrics,
+    quiet,
+    resumed,
+)
 
 BASE = TrainConfig().updated(
     {
@@ -35,23 +42,6 @@ BASE = TrainConfig().updated(
         "val_share": 0.0,
     }
 )  # fmt: skip
-
-
-class FailsAt(RateDistortion):
-    """Gives a loss that is not finite, or one whose gradient alone is not, at one step."""
-
-    def __init__(self, step: int, kind: str) -> None:
-        super().__init__(0.013)
-        self.step = step
-        self.kind = kind
-
-    def loss(self, terms: Terms, step: int) -> Tensor:
-        loss = super().loss(terms, step)
-        if step != self.step:
-            return loss
-        if self.kind == "gradient":
-            return loss + torch.sqrt((terms.mse - terms.mse.detach()).abs())
-        return loss * float(self.kind)
 
 
 def tiny(act: Any = "relu") -> FactorizedPrior:
@@ -71,65 +61,16 @@ def begin(
     command: str = "bmshj2018",
     notes: list[str] | None = None,
 ) -> Trainer:
-    config = BASE.updated(changed or {})
-    place = Place(images=photos, folder=folder, device=device)
     say = notes.append if notes is not None else lambda _: None
-    return start(
-        model or tiny(), config, place, open_fabric(config, place), say,
-        fresh=command != "relu", command=command,
+    return begin_run(
+        folder, photos, BASE.updated(changed or {}), model or tiny(),
+        command=command, device=device, say=say,
     )  # fmt: skip
-
-
-def again(
-    folder: Path,
-    photos: Path,
-    given: dict[str, Any] | None = None,
-    device: str = "cpu",
-    *,
-    command: str = "bmshj2018",
-) -> Trainer:
-    place = Place(images=photos, folder=folder, device=device)
-    state = last_state(folder, given or {}, lambda _: None, command=command)
-    config = TrainConfig.from_dict(state["config"])
-    return resume(state, place, open_fabric(config, place), lambda _: None)
 
 
 def bare(run: Trainer) -> Any:
     """Return the model, whatever it is."""
     return run.bare
-
-
-def quiet(_: dict[str, float]) -> None:
-    """Report nothing."""
-
-
-TIMES = ("seconds_per_step", "images_per_second", "data_wait")
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from leaves(inner, f"{path}/{key}")
-    elif not path.endswith(("/elapsed", *TIMES)):
-        yield path, value
-
-
-def assert_identical(found: Any, expected: Any) -> None:
-    a, b = dict(leaves(found)), dict(leaves(expected))
-    assert a.keys() == b.keys()
-    for path in a:
-        same = torch.equal(a[path], b[path]) if isinstance(a[path], Tensor) else a[path] == b[path]
-        assert same, path
-
-
-def last(folder: Path) -> dict[str, Any]:
-    return load(find_checkpoint(folder))
 
 
 def test_training_lowers_the_loss(tmp_path: Path, photos: Path) -> None:
@@ -166,15 +107,10 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(
         photos = copies
     begin(tmp_path / "straight", photos, options).run(quiet)
 
-    def stop(values: dict[str, float]) -> None:
-        if values["step"] == 11:
-            raise RuntimeError("the power is off")
-
-    with pytest.raises(RuntimeError, match="power"):
-        begin(tmp_path / "broken", photos, options).run(stop)
-    resumed = again(tmp_path / "broken", photos)
-    assert resumed.step == 8
-    resumed.run(quiet)
+    cut_off(begin(tmp_path / "broken", photos, options), 11)
+    run = again(tmp_path / "broken", photos)
+    assert run.step == 8
+    run.run(quiet)
 
     trained = [m for m in metrics(tmp_path / "broken") if "loss" in m]
     assert [m["step"] for m in trained] == list(range(1, 17))
@@ -217,10 +153,7 @@ def test_what_a_checkpoint_holds_is_needed(tmp_path: Path, photos: Path, lost: s
             values["state"] = {}
     else:
         state["qat"] = {k: v * 2 for k, v in state["qat"].items()}
-    place = Place(images=photos, folder=tmp_path, device="cpu")
-    config = TrainConfig.from_dict(state["config"])
-    run = resume(state, place, open_fabric(config, place), lambda _: None)
-    run.run(quiet)
+    resumed(state, tmp_path, photos).run(quiet)
     with pytest.raises(AssertionError):
         assert_identical(last(tmp_path), expected)
 
@@ -237,8 +170,7 @@ def test_a_request_to_stop_ends_the_step_and_leaves_a_checkpoint(
         begin(tmp_path, photos).run(ask)
     assert signal.getsignal(signal.SIGTERM) is before
     assert last(tmp_path)["step"] == 7
-    resumed = again(tmp_path, photos)
-    resumed.run(quiet)
+    again(tmp_path, photos).run(quiet)
     assert [m["step"] for m in metrics(tmp_path)] == list(range(1, 13))
 
 
@@ -272,7 +204,7 @@ def test_a_line_of_metrics_has_the_means_since_the_last_one_after_a_stop_too(
 @pytest.mark.parametrize("kind", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, photos: Path, kind: str) -> None:
     run = begin(tmp_path, photos)
-    run.stepper.objective = FailsAt(8, kind)
+    run.stepper.objective = Fails({8}, kind)
     with pytest.raises(TrainingError, match=f"step 8: the loss is {kind} .bpp .* on batch 8"):
         run.run(quiet)
     assert last(tmp_path)["step"] == 6
@@ -283,7 +215,7 @@ def test_a_gradient_that_is_not_finite_takes_no_step(
     tmp_path: Path, photos: Path, max_grad_norm: float
 ) -> None:
     run = begin(tmp_path, photos, {"max_grad_norm": max_grad_norm})
-    run.stepper.objective = FailsAt(11, "gradient")
+    run.stepper.objective = Fails({11}, "gradient")
     with pytest.raises(TrainingError, match=r"step 11: the gradient's norm is (nan|inf)"):
         run.run(quiet)
     state = last(tmp_path)
@@ -353,9 +285,8 @@ def test_a_run_goes_on_with_the_processes_and_photos_it_had(
         again(tmp_path, moved)
     state = last_state(tmp_path, {}, lambda _: None)
     state["facts"]["processes"] = 2
-    place = Place(images=photos, folder=tmp_path, device="cpu")
     with pytest.raises(ConfigError, match="started with 2 processes, and now there are 1"):
-        resume(state, place, open_fabric(BASE, place), lambda _: None)
+        resumed(state, tmp_path, photos)
 
 
 def test_what_follows_a_validation_needs_one(tmp_path: Path, photos: Path) -> None:
