@@ -1,6 +1,7 @@
 """Run command lines in this process and look at what they leave behind."""
 
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +20,17 @@ class Result(NamedTuple):
 
 
 Lic = Callable[..., Result]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On tensors of small models, threads that wait for each other cost more than they give."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -64,6 +76,33 @@ def stepping_down(tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
                 os.seteuid(0)
 
     return down
+
+
+@pytest.fixture
+def full_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[int, int], AbstractContextManager[None]]:
+    """Return a context in which, from a training step on, the system ends files at a size."""
+    from lic.trainers.stepper import Stepper
+
+    real = Stepper.take
+
+    @contextmanager
+    def full(step: int, size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+        def take(stepper: Stepper, number: int, x: Any) -> Any:
+            if number == step:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+            return real(stepper, number, x)
+
+        monkeypatch.setattr(Stepper, "take", take)
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """lic train: options, messages and exit codes; what is refused is refused before the work."""
 
-import resource
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,7 @@ from lic.trainers.trackers import METRICS
 Lic = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -397,37 +390,14 @@ def test_a_folder_that_cannot_be_written_ends_before_the_first_step(
     assert list(locked.iterdir()) == []
 
 
-@contextmanager
-def files_end_at(size: int) -> Iterator[None]:
-    """Let the system refuse to write files on beyond a size, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("full", [f"{CHECKPOINTS}/step-00000004.pt", METRICS])
 def test_a_full_disk_ends_in_a_sentence_and_keeps_the_checkpoint(
-    lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+    lic: Lic, photos: Path, tmp_path: Path, full_disk: Any, full: str
 ) -> None:
     run = tmp_path / "run"
-    real = Stepper.take
-    disk: list[Any] = []
-
-    def take(stepper: Stepper, step: int, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        # From the third step on; the checkpoint of the second is written.
-        if step == 2:
-            disk.append(files_end_at(10 if full == METRICS else 10_000))
-            disk[0].__enter__()
-        return real(stepper, step, x)
-
-    monkeypatch.setattr(Stepper, "take", take)
-    try:
+    # In the third step; the checkpoint of the second is written.
+    with full_disk(2, 10 if full == METRICS else 10_000):
         done = lic(*small_run(run, photos))
-    finally:
-        disk[0].__exit__(None, None, None)
     assert done.code == 7
     assert f"{run / full}: cannot be written (File too large)" in done.err
     assert load(find_checkpoint(run))["step"] == 2

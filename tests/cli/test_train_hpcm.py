@@ -1,8 +1,8 @@
 """lic train hpcm and schedules: options, fine-tuning, and what is refused."""
 
-import json
+import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,16 @@ from lic.codec.bundle import Bundle
 from lic.codec.models import HPCM, FactorizedConfig, FactorizedPrior
 from lic.codec.models.hpcm_config import SIZES
 from lic.codec.models.hpcm_files import LMBDAS
-from lic.trainers.checkpoints import find_checkpoint, load
-from lic.trainers.trackers import METRICS
-from tests.trainers.small_runs import MINI
+from lic.trainers.checkpoints import find_checkpoint, load, save
+from lic.trainers.files import CHECKPOINTS
+from tests.trainers.small_runs import MINI, last, metrics
 
 Lic = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _small(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:  # noqa: ARG001
     monkeypatch.setitem(SIZES, "tiny", replace(MINI, placement="upstream"))
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -52,20 +48,16 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
+def config(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = last(run)["config"]
+    return found
+
+
 def command(photos: Path, run: Path, *more: object) -> list[object]:
     return [
         "train", "hpcm", photos, "-o", run, "--size", "tiny", "--placement", "corrected",
         "--crop", 128, "--batch", 1, "--steps", 2, "--log-every", 1, "--device", "cpu", *more,
     ]  # fmt: skip
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
-
-
-def config(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = load(find_checkpoint(run))["config"]
-    return found
 
 
 def written(run: Path) -> dict[str, Any]:
@@ -182,7 +174,7 @@ def test_fine_tuning_takes_weights_alone(
     done = lic(*command(photos, run, *more, "--freeze", "h_a,h_s", "--lr-scale", "context=0.5"))
     assert done.code == 0, done.err
     assert no_export
-    found, state = config(run), load(find_checkpoint(run))
+    found, state = config(run), last(run)
     assert (found["optimizer"]["lr"], found["optimizer"]["schedule"]) == (1e-5, "none")
     assert found["gamma"]["gamma_schedule"] == "cosine"
     assert found["init"] == weights.name
@@ -192,7 +184,7 @@ def test_fine_tuning_takes_weights_alone(
             assert torch.equal(value, before[name]), name
     moved = (state["model"]["g_a.branch.0.weight"] - before["g_a.branch.0.weight"]).abs().max()
     assert 0 < float(moved) < 1e-4
-    assert [row["lr"] for row in rows(run)] == [1e-5, 1e-5]
+    assert [row["lr"] for row in metrics(run)] == [1e-5, 1e-5]
     again = tmp_path / "again"
     assert lic(*command(photos, again, "--finetune", run, "--finetune-lr", 1e-4)).code == 0
     assert config(again)["optimizer"]["lr"] == 1e-4
@@ -209,11 +201,11 @@ def test_metrics_tell_of_tasks_and_regularisation(
     assert done.code == 0, done.err
     assert no_export
     assert done.err.count("loss: D, R by progress (FAMO), of bpp + 0.013 * 255^2 * MSE") == 1
-    first, last = (row for row in rows(tmp_path / "run") if "loss" in row)
-    assert first["tau"] == pytest.approx(0.05) and last["tau"] is None
-    assert -0.1 <= last["inter_scale"] <= 0 and "inter_scale" not in first
+    first, second = (row for row in metrics(tmp_path / "run") if "loss" in row)
+    assert first["tau"] == pytest.approx(0.05) and second["tau"] is None
+    assert -0.1 <= second["inter_scale"] <= 0 and "inter_scale" not in first
     for name in ("z/D", "omega/R", "delta/D", "logit/R", "gamma/R", "lambda_eff", "progress/D"):
-        assert name in last, name
+        assert name in second, name
     table = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert "lambda_eff" in table[0].split(",")
     assert any((tmp_path / "run" / "tensorboard").iterdir())
@@ -282,6 +274,84 @@ def test_a_file_cannot_ask_for_another_model(lic: Lic, photos: Path, tmp_path: P
     done = lic(*arguments, "--device", "cpu")
     assert done.code == 2 and "arch is 'factorized', which lic train hpcm does not" in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_no_photos_is_said_before_anything_is_made(lic: Lic, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source, said in (
+        (tmp_path / "empty", "holds no pictures"),
+        (tmp_path / "none", "no such folder"),
+        (photos / "0.png", "is a file"),
+    ):
+        done = lic(*command(source, tmp_path / "run"))
+        assert done.code == 3 and str(source) in done.err and said in done.err, done.err
+    assert not (tmp_path / "run").exists()
+
+
+def checkpoints(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / CHECKPOINTS).iterdir()}
+
+
+def test_a_checkpoint_of_another_size_is_refused_and_stays(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert lic(*command(photos, run)).code == 0
+    assert no_export
+    before = checkpoints(run)
+    for folder, more, said in (
+        (run, ("--resume", "--size", "base"), "other values of --size"),
+        (other, ("--init", run, "--size", "base"), "--size is base, but"),
+        (other, ("--finetune", run, "--size", "base"), "--size is base, but"),
+    ):
+        done = lic(*command(photos, folder, *more))
+        assert done.code == 2 and said in done.err, done.err
+        assert checkpoints(run) == before and not other.exists()
+    # One whose weights are not of the size that it tells.
+    path = find_checkpoint(run)
+    state = load(path)
+    sizes = {**MINI.to_dict(), "placement": "corrected", "widths": (8, 8, 12)}
+    save(path, {**state, "model_config": sizes})
+    before = checkpoints(run)
+    for folder, how in ((run, ("--resume",)), (other, ("--init", run))):
+        done = lic(*command(photos, folder, *how, "--quiet"))
+        assert done.code == 9 and "size mismatch for g_a.branch" in done.err, done.err
+        # Not one for every tensor.
+        assert len(done.err.splitlines()) == 1
+        assert checkpoints(run) == before and not other.exists()
+
+
+def test_a_bound_that_losses_fall_below_ends_the_run_with_its_checkpoint(
+    lic: Lic, photos: Path, tmp_path: Path, no_export: dict[str, Any]
+) -> None:
+    """Without a bound, distortions are 255, 226, 183 and 148."""
+    run = tmp_path / "run"
+    more = (
+        "--objective", "balanced", "--batch", 2, "--lr", 1e-2, "--val-share", 0, "--steps", 6,
+        "--checkpoint-every", 1,
+    )  # fmt: skip
+    said = r"the loss of task D is (\S+); expected above its lower bound, {}\. Lower --min-losses"
+    for bound in (1000, 160):
+        # What was begun in vain is in nobody's way.
+        assert not (run / CHECKPOINTS).exists()
+        done = lic(*command(photos, run, *more, "--min-losses", f"{bound},-1"))
+        assert done.code == 9 and re.search(said.format(bound), done.err), done.err
+    assert last(run)["step"] == len(metrics(run)) == 2
+    assert lic(*command(photos, tmp_path / "on", *more, "--init", run)).code == 0
+    assert no_export
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    lic: Lic, photos: Path, tmp_path: Path, full_disk: Any
+) -> None:
+    run = tmp_path / "run"
+    more = ("--objective", "balanced", "--ema", 0.9, "--steps", 4, "--checkpoint-every", 2)
+    with full_disk(2, 100_000):
+        done = lic(*command(photos, run, *more))
+    assert done.code == 7
+    full = run / CHECKPOINTS / "step-00000004.pt"
+    assert f"{full}: cannot be written (File too large)" in done.err
+    assert list(checkpoints(run)) == ["step-00000002.pt"] and last(run)["step"] == 2
 
 
 def test_one_broken_photo_among_many_is_left_out(

@@ -8,6 +8,7 @@ import contextlib
 import math
 import pickle
 import re
+import textwrap
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -260,8 +261,14 @@ def load_model(
         own = {"lmbda": loss["lmbda"]} if loss.get("loss") in ("mse", "ms-ssim") else {}
     # What a state dict of other things than tensors runs into depends on what it holds.
     except (LicError, RuntimeError, AttributeError, TypeError, KeyError) as error:
-        raise TrainingError(f"{file}: not a training checkpoint of lic ({error})") from None
+        reason = in_short(error)
+        raise TrainingError(f"{file}: not a training checkpoint of lic ({reason})") from None
     return model, {**config, **own, "steps_done": state["step"]}
+
+
+def in_short(error: BaseException) -> str:
+    """Return what an error says on one line; torch lists every tensor that does not fit."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 
 def _model(state: Mapping[str, Any], where: str) -> FactorizedPrior | ContextModel:

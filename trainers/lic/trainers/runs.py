@@ -16,7 +16,7 @@ from lic.codec.models import HPCM, MODELS
 from lic.codec.models.bmshj2018 import SIZES
 from lic.trainers.balance import Reduce
 from lic.trainers.balanced import MinNorm, Position, build_training_objective, objective_notes
-from lic.trainers.checkpoints import ENTRIES, CheckpointManager, load
+from lic.trainers.checkpoints import ENTRIES, CheckpointManager, in_short, load
 from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig
 from lic.trainers.data import TrainingData, find_pictures, measurable
 from lic.trainers.inter_scale import warning
@@ -175,7 +175,7 @@ def _fitting(folder: Path) -> Iterator[None]:
         raise
     except (KeyError, RuntimeError, ValueError, ConfigError) as error:
         raise TrainingError(
-            f"{folder}: its checkpoint does not fit this version of lic ({error})"
+            f"{folder}: its checkpoint does not fit this version of lic ({in_short(error)})"
         ) from None
 
 
