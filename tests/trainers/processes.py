@@ -1,7 +1,16 @@
-"""Look at processes through /proc."""
+"""Start processes, and look at them through /proc."""
 
+import os
 import time
 from pathlib import Path
+
+
+def environment() -> dict[str, str]:
+    """Return this one for a process that imports tests, without what launchers may have left."""
+    left = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    kept = {name: value for name, value in os.environ.items() if name not in left}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def _state(pid: int) -> list[str]:

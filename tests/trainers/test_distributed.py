@@ -1,12 +1,9 @@
 """Two processes see what one with twice the batch sees, and do what it does."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,17 +15,12 @@ from lic.trainers.data import TrainingData
 from lic.trainers.models import new_model
 from lic.trainers.runs import Place, open_fabric, start
 from lic.trainers.trackers import METRICS
+from tests.trainers.processes import environment
 
 OPTIONS = (
     "--device", "cpu", "--size", "lite", "--crop", "32", "--optimizer", "adam", "--log-every", "1",
     "--val-share", "0", "--quiet",
 )  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    """Return this one, without what a launcher of processes may have left in it."""
-    left = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return {**{k: v for k, v in os.environ.items() if k not in left}, "OMP_NUM_THREADS": "1"}
 
 
 def train(photos: Path, folder: Path, *options: str) -> None:
@@ -122,29 +114,3 @@ def test_unreadable_files_that_only_the_other_process_met_are_listed(
 def _order(seed: int) -> list[int]:
     data = TrainingData([Path(name) for name in "abcde"], DataConfig(), seed)
     return list(map(int, data._order(0)))
-
-
-def test_a_run_killed_at_any_moment_goes_on(tmp_path: Path, photos: Path) -> None:
-    """Kills it -9 as soon as it has a checkpoint, twice, then lets it end."""
-    folder = tmp_path / "run"
-    command = [
-        sys.executable, "-m", "lic.cli", "train", "bmshj2018", str(photos), "-o", str(folder),
-        *OPTIONS, "--batch", "2", "--steps", "4000", "--checkpoint-every", "3",
-    ]  # fmt: skip
-    reached = 0
-    for resume in ([], ["--resume"]):
-        process = subprocess.Popen([*command, *resume], env=environment())
-        deadline = time.monotonic() + 120
-        while not _beyond(folder, reached) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        lines = (folder / METRICS).read_text().splitlines()
-        last = max(json.loads(line)["step"] for line in lines if line.endswith("}"))
-        reached = load(find_checkpoint(folder))["step"]
-        assert last - reached <= 3
-
-
-def _beyond(folder: Path, step: int) -> bool:
-    return any(int(p.stem[5:]) > step for p in (folder / "checkpoints").glob("step-*.pt"))

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from lic.trainers.trackers import TABLE
 from lic.trainers.validation import validate
 from tests.trainers.conftest import compiler_warns
 from tests.trainers.hpcm_runs import BASE, OBJECTIVES, begin, identical, run, weights
+from tests.trainers.processes import environment
 from tests.trainers.small_runs import (
     MINI,
     TIMES,
@@ -373,9 +373,6 @@ def test_two_processes_weigh_tasks_as_one(tmp_path: Path, large: Path, objective
         "qp": ["--objective", "balanced", "--balanced-solver", "qp"],
         "hierarchical": ["--objective", "hierarchical"],
     }[objective]
-    left = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    env = {**{k: v for k, v in os.environ.items() if k not in left}, "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), env.get("PYTHONPATH", "")])
     for name, batch, devices in (("one", 4, 1), ("two", 2, 2)):
         command = [
             sys.executable, str(script), "train", "hpcm", str(large), "-o", str(tmp_path / name),
@@ -383,7 +380,9 @@ def test_two_processes_weigh_tasks_as_one(tmp_path: Path, large: Path, objective
             "--device", "cpu", "--batch", str(batch), "--devices", str(devices),
             "--log-every", "1", "--val-share", "0", "--quiet", *options,
         ]  # fmt: skip
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
     one, two = (load(find_checkpoint(tmp_path / name)) for name in ("one", "two"))
     a, b = (torch.cat([v.flatten().float() for v in s["model"].values()]) for s in (one, two))
