@@ -2,6 +2,8 @@
 # Python 3.11 or newer; a C compiler makes the entropy coder fast but is not needed.
 
 PYTHON ?= python3
+# One process for each of two cores; PYTEST_ARGS= runs one test after the other.
+PYTEST_ARGS ?= -n 2 --dist loadscope
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
