@@ -96,6 +96,25 @@ def test_codes_of_what_cannot_be_done(
     assert done.code == 7 and "locked" in done.err and "Permission denied" in done.err
 
 
+def test_a_folder_that_may_not_be_entered_is_named(
+    lic: Lic, source: Path, tmp_path: Path, stepping_down: SteppingDown
+) -> None:
+    closed = tmp_path / "closed"
+    source.rename(closed)
+    closed.chmod(0)
+    free = tmp_path / "free"
+    free.mkdir()
+    free.chmod(0o777)
+    with stepping_down():
+        results = [
+            lic("data", "prepare", closed, free / "a", *SIZE),
+            lic("data", "shards", closed, free / "b"),
+        ]
+    closed.chmod(0o755)
+    for done in results:
+        assert done.code == 3 and f"{closed}: cannot be read (permission denied)" in done.err
+
+
 def test_what_ended_early_says_how_to_go_on(
     lic: Lic, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from lic.codec.errors import ImageError, TrainingError
 from lic.codec.image_io import READABLE_SUFFIXES
 from lic.trainers.config import DataConfig
-from lic.trainers.shards import Photo, Say, locate, open_members
+from lic.trainers.shards import Photo, Say, entering, locate, open_members
 
 MANIFEST = "lic-crops.json"
 COCO = ("train2017", "val2017")
@@ -56,7 +56,7 @@ def find_photos(folder: Path, prefixes: Sequence[str] = ()) -> list[Path]:
     were made into a folder below: each shows a part of a photo that is counted already.
 
     Raises:
-        ImageError: there is none.
+        ImageError: there is none, or the folder may not be entered.
     """
     found = list_pictures(training_part(folder), prefixes)
     if not found:
@@ -107,10 +107,11 @@ def validation_part(folder: Path) -> Path | None:
 
 
 def _layout(folder: Path) -> tuple[str, str] | None:
-    if (folder / COCO[0]).is_dir():
-        return COCO
-    if (folder / MANIFEST).is_file() and (folder / PREPARED[0]).is_dir():
-        return PREPARED
+    with entering(folder):
+        if (folder / COCO[0]).is_dir():
+            return COCO
+        if (folder / MANIFEST).is_file() and (folder / PREPARED[0]).is_dir():
+            return PREPARED
     return None
 
 

@@ -14,6 +14,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, overload
@@ -176,12 +177,28 @@ def locate(place: Path) -> list[Path]:
 
     Args:
         place: an index, an archive, or a folder of either.
+
+    Raises:
+        ImageError: this user may not look there.
     """
-    if place.is_file():
-        return [place] if place.suffix == ".json" or _is_archive(place) else []
-    if (place / INDEX).is_file():
-        return [place / INDEX]
-    return sorted(path for path in place.glob("*") if _is_archive(path))
+    with entering(place):
+        if place.is_file():
+            return [place] if place.suffix == ".json" or _is_archive(place) else []
+        if (place / INDEX).is_file():
+            return [place / INDEX]
+        return sorted(path for path in place.glob("*") if _is_archive(path))
+
+
+@contextmanager
+def entering(place: Path) -> Iterator[None]:
+    """Say of a place that this user may not look into which it is."""
+    try:
+        yield
+    except PermissionError:
+        raise ImageError(
+            f"{place}: cannot be read (permission denied); expected a folder that this user may "
+            "enter"
+        ) from None
 
 
 def _is_archive(path: Path) -> bool:
