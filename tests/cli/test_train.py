@@ -1,5 +1,6 @@
 """lic train: options, messages and exit codes; what is refused is refused before the work."""
 
+import shutil
 import tomllib
 from collections.abc import Callable
 from dataclasses import fields
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lic.cli.training import OFFERS, starting_model
+from lic.cli.training import OFFERS, Run, starting_model
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError
 from lic.codec.models import FactorizedConfig, FactorizedPrior
@@ -187,7 +188,8 @@ def test_help_shows_every_option_with_its_default(lic: Lic, command: str) -> Non
             assert any(text_of in text for text_of in spelt) == shown, item.name
             default = getattr(getattr(recipe, name), item.name)
             if shown and isinstance(default, float):
-                assert f"[default: {default}]" in text
+                told = OFFERS[command].defaults.get(item.name, default)
+                assert f"[default: {told}]" in text
 
 
 def test_each_command_has_models_of_its_own(lic: Lic, photos: Path, tmp_path: Path) -> None:
@@ -334,6 +336,17 @@ def test_a_larger_size_widens_the_model_of_init(
     assert done.code == 0, done.err
     assert "widening to N = 64, M = 96" in done.err
     assert no_export["description"].name == "bmshj2018-factorized-relu-lite"
+
+
+def test_records_tell_which_rate_point_a_run_went_on_from(
+    lic: Lic, photos: Path, tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "_train", lambda *_: None)
+    shutil.copytree(tiny_bundle, tmp_path / "family" / "2")
+    run = tmp_path / "run"
+    done = lic("train", "bmshj2018", photos, "-o", run, "--init", tmp_path / "family" / "2", *SMALL)
+    assert done.code == 0, done.err
+    assert tomllib.loads((run / "config.toml").read_text())["init"] == "family q2"
 
 
 def test_options_that_contradict_init_are_refused(tmp_path: Path, tiny_bundle: Path) -> None:

@@ -160,7 +160,7 @@ class Run:
                     "or take the line out of the file"
                 )
             config = completed(base.updated(given), named | given.keys())
-            config = replace(config, init=init.name if init else "")
+            config = replace(config, init=_called(init) if init else "")
             if init is None:
                 check_needs(given, config)
             fabric = self._open(config)
@@ -272,6 +272,12 @@ def starting_model(
     loaded = load_any(init, normalisation, placement=given.get("placement"))[0]
     model = trainable(loaded, str(init), command)
     return model, describe(model, config, given, str(init))
+
+
+def _called(source: Path) -> str:
+    """Return what a model to start from is called in records; never where it lies."""
+    # The rate points of a family are folders called 1, 2, 3.
+    return f"{source.parent.name} q{source.name}" if source.name.isdigit() else source.name
 
 
 @contextlib.contextmanager
