@@ -1,5 +1,6 @@
 """A picture there and back through the library, on both engines."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from lic.codec.metrics import psnr
 from lic.codec.pipeline import Codec
 from lic.codec.tiling import Padding, from_network, to_levels, to_network
 
+EMBEDDED_FAMILIES = ("bmshj2018-factorized-relu-128-192", "bmshj2018-factorized-relu-lite")
 SAMPLE = Path(__file__).parents[2] / "samples" / "kodim23.png"
 
 
@@ -26,22 +28,24 @@ def codecs() -> dict[str, Codec]:
     return {name: Codec(bundle, backend=name) for name in ("onnx", "torch")}
 
 
-def test_every_embedded_bundle_is_whole() -> None:
-    bundles = family()
+@pytest.mark.parametrize("name", EMBEDDED_FAMILIES)
+def test_every_embedded_bundle_is_whole(name: str) -> None:
+    bundles = family(name)
     assert [b.manifest.rate_point for b in bundles] == [1, 2, 3, 4]
     for bundle in bundles:
         bundle.check()
-        assert bundle.manifest.lmbda
+        assert bundle.embedded and bundle.manifest.lmbda
         assert bundle.manifest.training["steps_done"] > 1000
         for name in bundle.manifest.files:
             assert b".py" not in bundle.read(name), "the graph tells where it was made"
 
 
-def test_embedded_bundles_beat_jpeg_of_the_same_size() -> None:
+@pytest.mark.parametrize("name", EMBEDDED_FAMILIES)
+def test_embedded_bundles_beat_jpeg_of_the_same_size(name: str) -> None:
     from lic.codec.benchmark.classic import nearest_size
 
     picture = read_picture(SAMPLE)
-    for bundle in family():
+    for bundle in family(name):
         codec = Codec(bundle)
         data = codec.compress(picture).data
         ours = psnr(picture.pixels, decompress(data).picture.pixels)
@@ -52,6 +56,8 @@ def test_only_models_that_a_decoder_may_lack_are_named(
     codecs: dict[str, Codec], tiny_bundle: Path, photo: NDArray[np.uint8]
 ) -> None:
     assert _parsed(codecs["onnx"].compress(Picture(pixels=photo)).data).model is None
+    by_path = Codec(Bundle.open(Path(os.path.relpath(family()[0].path))))
+    assert _parsed(by_path.compress(Picture(pixels=photo)).data).model is None
     file = _parsed(Codec(Bundle.open(tiny_bundle)).compress(Picture(pixels=photo)).data)
     assert file.model is not None and file.model.name == "tiny-relu q1"
 

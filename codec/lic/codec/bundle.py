@@ -77,7 +77,7 @@ class Bundle:
     @property
     def embedded(self) -> bool:
         """Whether this is one of lic's own, which every decoder has."""
-        return self.path.is_relative_to(EMBEDDED)
+        return self.path.resolve().is_relative_to(EMBEDDED.resolve())
 
     @property
     def has_graphs(self) -> bool:
