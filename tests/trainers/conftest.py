@@ -85,3 +85,17 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[Any
 
     yield begin
     torch.compiler.reset()
+
+
+@pytest.fixture
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Databases of studies need not survive a power cut."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def off(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", off)
+    yield
+    event.remove(Engine, "connect", off)

@@ -2,14 +2,12 @@
 
 import csv
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
 
 from lic.codec.errors import ConfigError, OutputError, TrainingError
 from lic.trainers import recipes
@@ -28,14 +26,7 @@ ALL = "lmbda=" + ",".join(map(str, LAMBDAS))
 GAMMAS, RATES = "gamma=0.001,0.003,0.01", "w_lr=0.01,0.025"
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    def off(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", off)
-    yield
-    event.remove(Engine, "connect", off)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def quality(config: TrainConfig) -> float:

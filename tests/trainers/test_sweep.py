@@ -4,15 +4,13 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
 
 from lic.codec.errors import ConfigError, OutputError, TrainingError
 from lic.trainers import recipes
@@ -26,14 +24,7 @@ BASE = recipes.hpcm().updated({"objective": "balanced", "epochs": 0, "steps": 10
 GRID = ("gamma=0.001,0.003", "w_lr=0.01,0.05")
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    def off(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", off)
-    yield
-    event.remove(Engine, "connect", off)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def plan(*over: str, **options: Any) -> Plan:
