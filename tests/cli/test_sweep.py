@@ -178,6 +178,7 @@ def test_the_database_may_be_elsewhere(
         (("--over", "lr=1", "--set", "delta=0.2"), "--delta means nothing to --model bmshj2018"),
         (("--over", "placement=upstream,corrected"), "--placement means nothing to --model bmshj"),
         (("--over", "objective=standard,balanced", "--model", "hpcm"), "by --set optimizer=adam"),
+        (("--over", "loss=mse,ms-ssim", "--model", "hpcm"), "are on different scales"),
         (("--over", "lr=1", "--set", "size=base"), "--size is 'base'; expected one of lite, 1, 2"),
         (("--over", "loss=mse,rd", "--model", "hpcm"), "--loss is 'rd'; expected one of mse, ms"),
         (("--over", "lr=1", "--set", "plateau_factor=0.1"), "--plateau-factor means nothing with"),

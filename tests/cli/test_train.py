@@ -347,6 +347,10 @@ def test_records_tell_which_rate_point_a_run_went_on_from(
     done = lic("train", "bmshj2018", photos, "-o", run, "--init", tmp_path / "family" / "2", *SMALL)
     assert done.code == 0, done.err
     assert tomllib.loads((run / "config.toml").read_text())["init"] == "family q2"
+    monkeypatch.chdir(tmp_path / "family" / "2")
+    done = lic("train", "bmshj2018", photos, "-o", tmp_path / "again", "--init", ".", *SMALL)
+    assert done.code == 0, done.err
+    assert tomllib.loads((tmp_path / "again" / "config.toml").read_text())["init"] == "family q2"
 
 
 def test_options_that_contradict_init_are_refused(tmp_path: Path, tiny_bundle: Path) -> None:

@@ -148,6 +148,21 @@ def test_caution_belongs_to_the_balanced_recipe(
     assert found["optimizer"]["optimizer"] == optimizer
 
 
+def test_a_file_may_name_the_length_and_the_rate_point(
+    lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "_train", lambda *_: None)
+    (tmp_path / "a.toml").write_text("[run]\nsteps = 7\n[bundle]\nrate = 5\n")
+    run = tmp_path / "run"
+    done = lic(
+        "train", "hpcm", photos, "-o", run, "--size", "tiny", "--placement", "corrected",
+        "--crop", 128, "--batch", 1, "--device", "cpu", "--config", tmp_path / "a.toml",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert (written(run)["run"]["steps"], written(run)["run"]["epochs"]) == (7, 0)
+    assert written(run)["bundle"]["rate"] == 5
+
+
 @pytest.mark.parametrize(
     ("options", "lmbda"),
     [

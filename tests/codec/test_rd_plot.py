@@ -32,6 +32,8 @@ def test_points_of_a_model_are_a_curve(files: tuple[Path, Path]) -> None:
     assert evaluated([path], "psnr") == {"some model": POINTS}
     assert evaluated([path], "ms_ssim")["some model"][0] == (0.1, 0.9)
     assert evaluated([f"ReLU, a = b={path}"], "psnr") == {"ReLU, a = b": POINTS}
+    odd = files[0].rename(files[0].with_name("lr=1.json"))
+    assert evaluated([str(odd)], "psnr") == {"some model": POINTS}
 
 
 def test_the_table_tells_gaps_and_bd_rate_and_the_plot_is_a_picture(

@@ -37,7 +37,7 @@ def evaluate(
     ],
     model: Annotated[
         str | None,
-        typer.Option("-m", "--model", help="The same as an option. Default: the embedded model."),
+        typer.Option("-m", "--model", help="The same as an option. Default: lic's default model."),
     ] = None,
     rate: Annotated[
         list[int] | None, typer.Option("-q", "--rate", help="Rate points. Default: all.")

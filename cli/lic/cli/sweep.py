@@ -230,22 +230,28 @@ def _base(
         raise ConfigError(f"{config}: arch is {base.model.arch!r}, and --model {model}; change one")
     asked = {*given, *(dimension.name for dimension in space)}
     _check_meaning(model, given, space)
-    if "steps" in asked and "epochs" not in asked:
+    if "steps" in named | asked and "epochs" not in named | asked:
         given = {**given, "epochs": 0}
     base = recipes.completed(base.updated(given), named | asked)
-    _check_optimizer(model, space, named | asked)
+    _check_comparable(model, space, named | asked)
     check_needs(given, base, {dimension.name: dimension.tried() for dimension in space})
     return base
 
 
-def _check_optimizer(model: str, space: Sequence[Dimension], named: Collection[str]) -> None:
-    """Refuse to compare objectives whose usual optimisers differ, unless one is named for all."""
+def _check_comparable(model: str, space: Sequence[Dimension], named: Collection[str]) -> None:
+    """Refuse to compare what has other defaults besides, unless those are named for all."""
     objectives = {value for d in space if d.name == "objective" for value in d.values}
     if model == "hpcm" and "balanced" in objectives and "optimizer" not in named:
         raise ConfigError(
             "--over objective: lic train hpcm takes cautious-adam for balanced and adam for the "
             "others, so that two things would change at once; name one for all by --set "
             "optimizer=adam, or sweep it as well"
+        )
+    losses = {value for d in space if d.name == "loss" for value in d.values}
+    if "ms-ssim" in losses and "lmbda" not in named:
+        raise ConfigError(
+            "--over loss: the lambdas of mse and ms-ssim are on different scales; make a study of "
+            "each, or name one for both by --set lmbda=VALUE"
         )
 
 

@@ -1,5 +1,6 @@
 """lic train: checkpoints and bundles from folders of photos."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,15 +139,22 @@ def hpcm(
         given = {**given, "lr": given["finetune_lr"]}
 
     def model(wanted: TrainConfig) -> "tuple[Codec, TrainConfig]":
-        from lic.codec.models.hpcm_files import published_rate_point
-
         made, config = starting_model(wanted, given, source, "hpcm")
-        if "rate" not in given:
-            known = published_rate_point(config.loss.lmbda, config.loss.loss)
-            config = config.updated({"rate": known[1] if known else 1})
-        return made, config
+        return made, _followed(config, run.named, finetune=finetune is not None)
 
     run.go(recipe, given, source, model, command="hpcm")
+
+
+def _followed(config: TrainConfig, named: Collection[str], *, finetune: bool) -> TrainConfig:
+    """Return the options of HPCM with those that follow from others, unless somebody named them."""
+    from lic.codec.models.hpcm_files import published_rate_point
+
+    if finetune and "finetune_lr" in named and "lr" not in named:
+        config = config.updated({"lr": config.finetune.finetune_lr})
+    if "rate" not in named:
+        known = published_rate_point(config.loss.lmbda, config.loss.loss)
+        config = config.updated({"rate": known[1] if known else 1})
+    return config
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -99,6 +99,8 @@ class Run:
 
         self.out = Output(-1 if self.quiet else 0)
         self._said: set[str] = set()
+        # Options that the line or its file names, known once `go` has read that.
+        self.named: Collection[str] = ()
         self.place = Place(
             images=self.images,
             folder=self.output,
@@ -144,8 +146,9 @@ class Run:
         from lic.trainers.stopping import peers_told_apart
 
         folder = self.place.folder
-        base, named = self.options(recipe, command=command)
-        if "steps" in given and "epochs" not in given and not self.resume:
+        base, in_file = self.options(recipe, command=command)
+        self.named = in_file | given.keys()
+        if "steps" in self.named and "epochs" not in self.named and not self.resume:
             given = {**given, "epochs": 0}
         if self.resume:
             state = runs.last_state(folder, given, self.say, command=command)
@@ -159,7 +162,7 @@ class Run:
                     f"--config is of a run that went on from {base.init}; name that with --init, "
                     "or take the line out of the file"
                 )
-            config = completed(base.updated(given), named | given.keys())
+            config = completed(base.updated(given), self.named)
             config = replace(config, init=_called(init) if init else "")
             if init is None:
                 check_needs(given, config)
@@ -276,8 +279,12 @@ def starting_model(
 
 def _called(source: Path) -> str:
     """Return what a model to start from is called in records; never where it lies."""
+    from lic.codec.bundle import MANIFEST
+
+    source = source.resolve()
     # The rate points of a family are folders called 1, 2, 3.
-    return f"{source.parent.name} q{source.name}" if source.name.isdigit() else source.name
+    point = source.name.isdigit() and (source / MANIFEST).is_file()
+    return f"{source.parent.name} q{source.name}" if point else source.name
 
 
 @contextlib.contextmanager

@@ -304,7 +304,7 @@ def open_codec(model: str | None = None, rate_point: int | None = None, **option
     """Return the codec of an installed model or a bundle's path.
 
     Args:
-        model: family name or path; None is lic's embedded model.
+        model: family name or path; None is lic's default model.
         rate_point: None takes the middle one.
         **options: `backend`, `device`, `threads` and `precision` of `Codec`.
 

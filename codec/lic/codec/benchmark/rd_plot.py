@@ -33,7 +33,7 @@ def evaluated(files: Sequence[str], metric: str) -> Curves:
     """
     curves: Curves = {}
     for file in files:
-        label, _, rest = file.rpartition("=")
+        label, _, rest = ("", "", file) if Path(file).exists() else file.rpartition("=")
         path = Path(rest)
         try:
             for row in json.loads(path.read_text()):
