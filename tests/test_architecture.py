@@ -32,7 +32,7 @@ CODEC_LAYERS = (
 )
 TRAINERS_LAYERS = (
     ("sections",),
-    ("objective_options",),
+    ("model_options", "objective_options"),
     (
         "config", "schedules", "gamma", "files", "ranges", "tar_headers", "shards", "photos",
         "workers", "crop_manifest", "curves",

@@ -17,10 +17,11 @@ from lic.codec.models import (
     bits,
 )
 from lic.trainers.config import OptimizerConfig
-from lic.trainers.groups import GROUPS, Plan, ScaleStopping, group_of
+from lic.trainers.groups import GROUPS, OF_SCALE, Plan, ScaleStopping, group_of
 from lic.trainers.objective_options import FinetuneConfig
 from lic.trainers.optimizers import NamedOptimizer, build_optimizers
 
+ALL_STOPPED = {name for names in OF_SCALE.values() for name in names}
 OPTIMIZERS = ("adam", "adamw", "cautious-adam", "soap", "muon")
 
 
@@ -431,9 +432,9 @@ def test_the_shared_prior_stops_with_the_last_of_its_scales() -> None:
     both = stopping(*falls, (1.0, 7.0, 5.0), (1.0, 7.0, 4.0))
     assert "y_spatial_prior_s1_s2." in both.stopped()
     assert "y_spatial_prior_s3." not in both.stopped()
-    assert not both.all_stopped
+    assert both.stopped() < ALL_STOPPED
     every = stopping(*falls, *[(1.0, 7.0, 5.0)] * 3)
-    assert every.all_stopped
+    assert every.stopped() == ALL_STOPPED
     groups = {group_of(name) for name in parameters(hpcm(), *every.stopped())}
     assert groups == {"context"}
 
@@ -443,19 +444,19 @@ def test_a_gain_starts_the_count_again_and_a_stop_is_for_good() -> None:
     gained = stopping(equal, equal, (4.0, 4.0, 4.0), (4.0, 4.0, 4.0))
     assert gained.stopped() == frozenset()
     later = stopping(equal, equal, equal, (1.0, 1.0, 1.0), (0.5, 0.5, 0.5))
-    assert later.all_stopped
+    assert later.stopped() == ALL_STOPPED
 
 
 def test_a_gain_within_noise_is_none() -> None:
     start = (1000.0, 1000.0, 1000.0)
     # The bar is the best, not the last: slow gains count once they add up.
-    assert stopping(start, (999.95,) * 3, (999.91,) * 3).all_stopped
+    assert stopping(start, (999.95,) * 3, (999.91,) * 3).stopped() == ALL_STOPPED
     assert not stopping(start, (999.95,) * 3, (999.89,) * 3).stopped()
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 def test_bits_that_are_not_finite_are_no_gain(broken: float) -> None:
-    assert stopping((1.0,) * 3, (broken,) * 3, (broken,) * 3).all_stopped
+    assert stopping((1.0,) * 3, (broken,) * 3, (broken,) * 3).stopped() == ALL_STOPPED
     # And they do not become the best, after which nothing else could gain.
     assert not stopping((broken,) * 3, (2.0,) * 3, (1.0,) * 3, (1.0,) * 3).stopped()
 
@@ -463,7 +464,6 @@ def test_bits_that_are_not_finite_are_no_gain(broken: float) -> None:
 def test_without_patience_nothing_stops() -> None:
     made = stopping(*[(1.0, 1.0, math.nan)] * 50, patience=0)
     assert made.stopped() == frozenset()
-    assert not made.all_stopped
 
 
 def test_a_resumed_stopping_goes_on_where_it_was() -> None:

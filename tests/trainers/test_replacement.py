@@ -15,7 +15,7 @@ from lic.codec.models import (
 )
 from lic.codec.models.blocks import GDN
 from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
-from lic.trainers.config import ActivationConfig, ReplacementConfig
+from lic.trainers.model_options import ActivationConfig, ReplacementConfig
 from lic.trainers.models import Balle2018, gain_of
 from lic.trainers.replacement import Replaced, replace_activations
 from lic.trainers.start import STEP_AT_0013, pca_start

@@ -11,7 +11,7 @@ from lic.codec.models import (
     bits,
 )
 from lic.codec.models.blocks import Activation
-from lic.trainers.config import ReplacementConfig
+from lic.trainers.model_options import ReplacementConfig
 from lic.trainers.models import Balle2018
 from lic.trainers.scope import apply_scope
 

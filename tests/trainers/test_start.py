@@ -16,7 +16,8 @@ from lic.codec.models import (
     bits,
 )
 from lic.codec.models.gdnish import EncoderGain
-from lic.trainers.config import ModelConfig, TrainConfig
+from lic.trainers.config import TrainConfig
+from lic.trainers.model_options import ModelConfig
 from lic.trainers.start import STEP_AT_0013, fit_densities, pca_start, prepare
 
 # lambda so large that rounding to one quantisation step does not show.

@@ -15,7 +15,8 @@ from lic.cli.config_options import Offer, read_config, write_config
 from lic.cli.console import Output
 from lic.cli.extras import require
 from lic.codec.errors import ConfigError, OutputError
-from lic.trainers.config import BMSHJ2018, BMSHJ2018_SIZES, CUSTOM, HPCM_SIZES, TrainConfig
+from lic.trainers.config import TrainConfig
+from lic.trainers.model_options import BMSHJ2018, BMSHJ2018_SIZES, CUSTOM, HPCM_SIZES
 from lic.trainers.needs import check_needs, of_others
 from lic.trainers.recipes import completed
 

@@ -207,11 +207,6 @@ class ScaleStopping:
         done = [names for scales, names in OF_SCALE.items() if self._stopped.issuperset(scales)]
         return frozenset(name for names in done for name in names)
 
-    @property
-    def all_stopped(self) -> bool:
-        """Whether s1, s2 and s3 have stopped."""
-        return self._stopped.issuperset(SCALES)
-
     def state_dict(self) -> dict[str, Any]:
         """Return the least bits, the validations since, and the scales that stopped."""
         return {

@@ -18,7 +18,8 @@ from lic.codec.models import (
 from lic.codec.models.bmshj2018 import SIZES
 from lic.codec.models.gdnish import DecoderGain, EncoderGain
 from lic.codec.models.hpcm_files import hpcm_size
-from lic.trainers.config import CUSTOM, ActivationConfig, ModelConfig, TrainConfig
+from lic.trainers.config import TrainConfig
+from lic.trainers.model_options import CUSTOM, ActivationConfig, ModelConfig
 from lic.trainers.sections import option_name
 
 Balle2018 = FactorizedPrior | ScaleHyperprior

@@ -3,13 +3,8 @@
 from collections.abc import Collection
 from dataclasses import replace
 
-from lic.trainers.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from lic.trainers.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from lic.trainers.model_options import ModelConfig
 from lic.trainers.objective_options import GammaConfig
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lic.codec.errors import ConfigError
 from lic.codec.models.blocks import GDN
 from lic.codec.models.gdnish import DecoderBlock, EncoderBlock
-from lic.trainers.config import ActivationConfig, ReplacementConfig
+from lic.trainers.model_options import ActivationConfig, ReplacementConfig
 from lic.trainers.models import Balle2018, gain_of
 
 # Hidden values get this many standard deviations of head room above zero where ReLU comes next.

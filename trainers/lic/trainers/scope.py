@@ -6,7 +6,7 @@ from torch import nn
 
 from lic.codec.errors import ConfigError
 from lic.codec.models import ScaleHyperprior
-from lic.trainers.config import ReplacementConfig
+from lic.trainers.model_options import ReplacementConfig
 from lic.trainers.models import Balle2018
 
 
