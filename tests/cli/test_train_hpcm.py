@@ -108,7 +108,7 @@ def test_help_is_that_of_hpcm_and_begins_with_what_every_run_wants(lic: Lic) -> 
     assert "--size base|large|phi|tiny|custom " in text and "CompressAI:" not in text
     assert "--epochs. [default: --epochs count]" in text
     assert "[default: adam; cautious-adam with --objective balanced]" in text
-    assert "[default: 1; 8 with --objective hierarchical]" in text
+    assert "[default: 1; 16 with --objective hierarchical]" in text
     assert "[default: that of a published --lmbda, else 1]" in text
     assert "[with --objective balanced or hierarchical] [default: famo]" in text
     assert "--metric ms-ssim 2.4, 4.58, 8.73, 16.64, 31.73 and 60.5." in text
@@ -152,13 +152,13 @@ def test_caution_belongs_to_the_balanced_recipe(
 @pytest.mark.parametrize(
     ("options", "every"),
     [
-        (("--objective", "hierarchical"), 8),
+        (("--objective", "hierarchical"), 16),
         (("--objective", "hierarchical", "--update-every", 1), 1),
         (("--objective", "hierarchical", "--balanced-solver", "fixed"), 1),
         (("--objective", "balanced"), 1),
     ],
 )
-def test_hierarchical_training_looks_at_every_eighth_step(
+def test_hierarchical_training_looks_at_every_16th_step(
     lic: Lic, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     options: tuple[str, ...], every: int,
 ) -> None:  # fmt: skip

@@ -60,7 +60,7 @@ OFFERS = {
         defaults={
             "steps": "--epochs count",
             "optimizer": "adam; cautious-adam with --objective balanced",
-            "update_every": "1; 8 with --objective hierarchical",
+            "update_every": "1; 16 with --objective hierarchical",
             "lmbda": "0.013; 16.64 with --metric ms-ssim",
             "rate": "that of a published --lmbda, else 1",
         },
