@@ -24,7 +24,7 @@ CODEC_LAYERS = (
     ("errors",),
     ("architectures", "container", "image_io", "tiling", "metrics"),
     ("entropy", "results", "manifest"),
-    ("latents", "lossless"),
+    ("latents", "lossless", "nudges", "graph_plan"),
     ("models",),
     ("bundle", "backends", "library"),
     ("pipeline",),

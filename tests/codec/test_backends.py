@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from lic.codec.architectures import Margins, strip_margins
 from lic.codec.backends import base
-from lic.codec.backends.ort_backend import OrtBackend
+from lic.codec.backends.ort_backend import open_ort_backend
+from lic.codec.backends.ort_sessions import Sessions
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
 from lic.codec.image_io import Picture
@@ -24,7 +25,7 @@ from lic.codec.tiling import Padding, to_network
 
 def test_a_provider_that_is_missing_is_named(tiny_bundle: Path) -> None:
     with pytest.raises(ConfigError, match=r"TensorrtExecutionProvider.*available: .*CPU"):
-        OrtBackend(Bundle.open(tiny_bundle), device="tensorrt")
+        open_ort_backend(Bundle.open(tiny_bundle), device="tensorrt")
 
 
 def test_a_provider_by_its_full_name(tiny_bundle: Path, photo: NDArray[np.uint8]) -> None:
@@ -54,7 +55,7 @@ def test_a_fallback_is_reported(
 def test_running_out_of_memory_is_not_a_fault_of_the_numbers(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = OrtBackend(Bundle.open(tiny_bundle))
+    backend = open_ort_backend(Bundle.open(tiny_bundle))
 
     class Session:
         def __init__(self, text: str) -> None:
@@ -64,10 +65,10 @@ def test_running_out_of_memory_is_not_a_fault_of_the_numbers(
             raise RuntimeError(self.text)
 
     x = np.zeros((1, 3, 16, 16), np.float32)
-    monkeypatch.setattr(backend, "_session", lambda _: Session("Failed to allocate memory for 9"))
+    monkeypatch.setattr(Sessions, "_session", lambda *_: Session("Failed to allocate memory for 9"))
     with pytest.raises(MemoryError):
         backend.analyze(x)
-    monkeypatch.setattr(backend, "_session", lambda _: Session("Conv: invalid something"))
+    monkeypatch.setattr(Sessions, "_session", lambda *_: Session("Conv: invalid something"))
     with pytest.raises(NumericsError, match=r"encoder\.onnx failed"):
         backend.analyze(x)
 
@@ -79,7 +80,7 @@ def test_a_graph_that_does_not_load_is_the_bundles_fault(
     read = bundle.read
     monkeypatch.setattr(bundle, "read", lambda name: b"?" if name.endswith("onnx") else read(name))
     with pytest.raises(ModelMismatchError, match=r"encoder\.onnx.*cannot load"):
-        OrtBackend(bundle).analyze(np.zeros((1, 3, 16, 16), np.float32))
+        open_ort_backend(bundle).analyze(np.zeros((1, 3, 16, 16), np.float32))
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
@@ -171,7 +172,7 @@ def test_options_that_no_model_has_are_the_bundles_fault(
     config = {**bundle.manifest.config, **options}
     monkeypatch.setattr(bundle, "manifest", replace(bundle.manifest, config=config))
     with pytest.raises(ModelMismatchError, match=r"manifest\.json: .*; expected"):
-        OrtBackend(bundle)
+        open_ort_backend(bundle)
 
 
 def test_options_left_out_of_a_config_are_the_blocks_own() -> None:

@@ -27,7 +27,9 @@ from lic.codec.errors import ConfigError, ExportError, LicError, OutputError
 from lic.codec.latents import walk
 from lic.codec.models import ContextModel, FactorizedPrior, ScaleHyperprior
 from lic.codec.models.graphs import Decoder, Encoder
-from lic.export.onnx_export import check_graph, export_graph, share_weights
+from lic.export.context_export import context_graphs
+from lic.export.graph_check import check_graph, runs_of
+from lic.export.onnx_export import export_graph, share_weights
 
 GRAPHS: dict[str, Any] = {
     "encoder": {
@@ -61,13 +63,14 @@ def make_bundle(
     description: Description,
     *,
     dtype: Literal["float32", "float16"] = "float32",
+    graphs: bool = False,
     overwrite: bool = False,
 ) -> Bundle:
     """Freeze tables, check what a decoder will run against `model`, and write the bundle.
 
-    A factorized prior's graphs are exported and compared with torch. A model with a context has no
-    graphs yet: it codes a picture and must decode its own symbols. The model itself stays as it
-    is.
+    A factorized prior's graphs are exported and compared with torch. A model with a context codes a
+    picture and must decode its own symbols; with `graphs`, which take a minute, those are exported
+    and compared, too. The model itself stays as it is.
 
     With `dtype` float16 the transforms' weights are rounded first; everything that follows,
     tables included, comes from the rounded model. What selects tables stays in float32.
@@ -86,11 +89,11 @@ def make_bundle(
     frozen = _frozen(model, weights)
     if isinstance(frozen, ContextModel):
         tables = frozen.tables()
-        graphs: dict[str, bytes] = {}
+        files, entries = context_graphs(frozen, packed) if graphs else ({}, {})
         _check_coding(frozen, tables)
     else:
         tables = frozen.entropy_bottleneck.tables()
-        graphs = _graphs(frozen, packed)
+        files, entries = _graphs(frozen, packed), GRAPHS
     manifest = Manifest(
         name=description.name,
         rate_point=description.rate_point,
@@ -101,9 +104,9 @@ def make_bundle(
         metric=description.metric,
         training=dict(description.training),
         source=description.source,
-        graphs=GRAPHS if graphs else {},
+        graphs=entries,
     )
-    files = {WEIGHTS: packed, TABLES: tables_to_npz(tables), **graphs}
+    files = {WEIGHTS: packed, TABLES: tables_to_npz(tables), **files}
     return write_bundle(target, manifest, files, overwrite=overwrite)
 
 
@@ -174,16 +177,19 @@ def _check_coding(model: ContextModel, tables: Tables) -> None:
 def _graphs(model: FactorizedPrior, weights: bytes) -> dict[str, bytes]:
     graphs = {}
     generator = torch.Generator().manual_seed(0)
-    for name, module, sizes, names in (
-        (ENCODER, Encoder(model), ((32, 48), (16, 16), (80, 64)), ("x", "symbols")),
-        (DECODER, Decoder(model), ((2, 3), (1, 1), (5, 4)), ("symbols", "x_hat")),
+    height, width = torch.export.Dim("height", min=1), torch.export.Dim("width", min=1)
+    for name, module, sizes, (input_name, output_name), unit in (
+        (ENCODER, Encoder(model), ((32, 48), (16, 16), (80, 64)), ("x", "symbols"), 16),
+        (DECODER, Decoder(model), ((2, 3), (1, 1), (5, 4)), ("symbols", "x_hat"), 1),
     ):
         module.eval()
-        examples = [_example(model, size, names[0], generator) for size in sizes]
-        graph = export_graph(module, examples[0], input_name=names[0], output_name=names[1])
+        examples = [_example(model, size, input_name, generator) for size in sizes]
+        # The encoder's input is a multiple of the stride; saying so keeps its shapes symbolic.
+        free = {2: unit * height, 3: unit * width} if unit > 1 else {2: height, 3: width}
+        graph = export_graph(module, {input_name: examples[0]}, [output_name], {input_name: free})
         graph = share_weights(graph, weights)
-        graph.producer_name = "lic"
-        check_graph(name, graph, weights, module, examples)
+        runs = runs_of(module, input_name, (output_name,), examples)
+        check_graph(name, graph, weights, runs)
         graphs[name] = graph.SerializeToString()
     return graphs
 

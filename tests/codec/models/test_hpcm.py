@@ -160,7 +160,7 @@ def test_shares_of_s2_that_get_the_hyper_parameters_of_their_own_site(
     progress = model.begin(torch.zeros(1, 8, 4, 4))
     progress.hyper = sites.expand(1, 32, 16, 16)
     progress.context = torch.zeros_like(progress.context)
-    model._refine(1, progress)
+    model.refine(1, progress)
     new = model.scale_masks(16, 16)["s2"].bool()
     # The samples of s1 and s2, a fourth, lie densely in cells of 2x2 by now.
     placed = up(progress.context.reshape(2, 16, 8, 8), model.s2_in_s3)

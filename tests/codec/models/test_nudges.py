@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+import lic.codec.nudges
 from lic.codec.models.conditional import scale_indexes, scale_table
-from lic.codec.models.nudges import BLOCK, CLEARANCE, NUDGES, Nudger, block_count, pmf
+from lic.codec.models.nudges import Nudger
+from lic.codec.nudges import BLOCK, CLEARANCE, NUDGES, block_count, pmf
 
 TABLE = scale_table(0.12, 64.0, 60)
 # What machines were seen to differ by.
@@ -91,3 +93,17 @@ def test_scales_that_are_no_numbers_do_not_stop_the_choice() -> None:
     nudger = Nudger(TABLE)
     levels = nudger.levels(scales, nudger.choose(scales))
     assert levels[:3].tolist() == [59, 59, 0]
+
+
+@pytest.mark.parametrize("kind", ["few", "many", "hyper"])
+def test_without_torch_it_is_the_same(kind: str) -> None:
+    scales = _scales(kind)
+    nudges = Nudger(TABLE).choose(scales)
+    plain = lic.codec.nudges.Nudger(TABLE.numpy())
+    assert plain.choose(scales.numpy()).tolist() == nudges.tolist()
+    levels = plain.levels(scales.numpy(), nudges.numpy().astype(np.int16))
+    assert np.array_equal(levels, Nudger(TABLE).levels(scales, nudges).numpy())
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 64.0, 1e30])
+    first = torch.zeros(1, dtype=torch.int64)
+    expected = Nudger(TABLE).levels(odd, first).tolist()
+    assert plain.levels(odd.numpy(), np.zeros(1, np.int16)).tolist() == expected

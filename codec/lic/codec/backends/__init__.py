@@ -54,9 +54,9 @@ def open_backend(
         raise ConfigError(f"{bundle.label} has no graphs for ONNX Runtime; take backend 'torch'")
     if precision != "float32":
         raise ConfigError(f"precision {precision!r} needs backend 'torch'; graphs have their own")
-    from lic.codec.backends.ort_backend import OrtBackend
+    from lic.codec.backends.ort_backend import open_ort_backend
 
-    return OrtBackend(bundle, device=device, threads=threads)
+    return open_ort_backend(bundle, device=device, threads=threads)
 
 
 __all__ = ["BACKENDS", "Backend", "BackendName", "open_backend"]

@@ -23,8 +23,12 @@ class Backend(Protocol):
 
     name: str
     device: str
-    notes: tuple[str, ...]
     steps: Steps
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how it runs."""
+        ...
 
     def analyze(self, x: NDArray[np.float32]) -> State:
         """Return the state with all symbols of x (1, 3, H, W) in [0, 1] known.

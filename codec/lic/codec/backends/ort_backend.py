@@ -3,30 +3,17 @@
 Shapes: as in `base`.
 """
 
-from typing import Any
-
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from lic.codec.backends.base import OUT_OF_MEMORY, FactorizedBackend
-from lic.codec.bundle import DECODER, ENCODER, WEIGHTS, Bundle
-from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
-
-# Short names for the execution providers that people ask for.
-PROVIDERS: dict[str, str] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-}
+from lic.codec.backends.base import Backend, FactorizedBackend
+from lic.codec.backends.ort_context import OrtContextBackend
+from lic.codec.backends.ort_sessions import Sessions
+from lic.codec.bundle import DECODER, ENCODER, Bundle
 
 
-class OrtBackend(FactorizedBackend):
-    """Runs a bundle's graphs; a session is made when its direction is first used.
+def open_ort_backend(bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> Backend:
+    """Load a bundle that has graphs.
 
     Args:
         bundle: the model.
@@ -35,78 +22,37 @@ class OrtBackend(FactorizedBackend):
 
     Raises:
         ConfigError: this build of ONNX Runtime has no such provider.
+        ModelMismatchError: the bundle was changed.
     """
+    sessions = Sessions(bundle, device=device, threads=threads)
+    if "plan" in bundle.manifest.graphs:
+        return OrtContextBackend(bundle, sessions)
+    return OrtBackend(bundle, sessions)
+
+
+class OrtBackend(FactorizedBackend):
+    """Runs a factorized prior's graphs."""
 
     name = "onnx"
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, sessions: Sessions) -> None:
         super().__init__(bundle)
-        self.device = device
-        self.notes: tuple[str, ...] = ()
-        self._bundle = bundle
-        self._provider = _provider(device)
-        self._threads = threads
-        self._sessions: dict[str, Any] = {}
+        self.device = sessions.device
+        self._sessions = sessions
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the sessions made so far have to say."""
+        return self._sessions.notes
 
     def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
         """Make the sessions of the directions asked for."""
-        for wanted, graph in ((encoder, ENCODER), (decoder, DECODER)):
-            if wanted:
-                self._session(graph)
+        self._sessions.load(*([ENCODER] * encoder), *([DECODER] * decoder))
 
     def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
-        return self._run(ENCODER, "x", np.ascontiguousarray(x))
+        (symbols,) = self._sessions.run(ENCODER, {"x": np.ascontiguousarray(x)})
+        return symbols
 
     def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
-        return self._run(DECODER, "symbols", symbols)
-
-    def _run(self, graph: str, name: str, value: NDArray[Any]) -> NDArray[Any]:
-        session = self._session(graph)
-        try:
-            (result,) = session.run(None, {name: value})
-        except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
-            if OUT_OF_MEMORY.search(str(error)):
-                raise MemoryError(str(error)) from None
-            raise NumericsError(
-                f"{graph} failed in ONNX Runtime on {self.device}: {error}"
-            ) from None
-        array: NDArray[Any] = result
-        return array
-
-    def _session(self, graph: str) -> Any:
-        if graph not in self._sessions:
-            self._sessions[graph] = self._make_session(graph)
-        return self._sessions[graph]
-
-    def _make_session(self, graph: str) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
-        weights = self._bundle.read(WEIGHTS)
-        # From memory: exactly the bytes whose hash was checked, and it works inside a .zip.
-        options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
-        providers = list(dict.fromkeys([self._provider, PROVIDERS["cpu"]]))
-        model = self._bundle.read(graph)
-        try:
-            session = onnxruntime.InferenceSession(model, options, providers=providers)
-        except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
-            raise ModelMismatchError(
-                f"{self._bundle.path / graph}: ONNX Runtime {onnxruntime.__version__} cannot load "
-                f"it ({error})"
-            ) from None
-        if session.get_providers()[0] != self._provider:
-            used = session.get_providers()[0]
-            self.notes = (*self.notes, f"{graph}: asked for {self._provider}, runs on {used}")
-        return session
-
-
-def _provider(device: str) -> str:
-    """Return the full name of a provider that this build has."""
-    wanted = PROVIDERS.get(device, device)
-    available = onnxruntime.get_available_providers()
-    if wanted not in available:
-        raise ConfigError(
-            f"device {device!r} needs {wanted}, which this ONNX Runtime does not have; "
-            f"available: {', '.join(available)}"
-        )
-    return wanted
+        (x_hat,) = self._sessions.run(DECODER, {"symbols": symbols})
+        return x_hat

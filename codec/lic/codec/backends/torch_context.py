@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lic.codec.backends.torch_device import memory_errors
-from lic.codec.errors import BitstreamError
 from lic.codec.latents import State, Steps, checked_symbols
 from lic.codec.models.context import ContextModel, Progress
 from lic.codec.models.graphs import CODABLE, UNCODABLE
-from lic.codec.models.nudges import NUDGES, Nudger, block_count
+from lic.codec.models.nudges import Nudger
+from lic.codec.nudges import block_count, checked
 
 
 @dataclass
@@ -111,7 +111,7 @@ class ContextSteps:
             if group == 0:
                 state.progress = self._model.begin(self._known(state.z, symbols))
             elif part == 0:
-                state.nudges = self._checked_nudges(symbols)
+                state.nudges = torch.from_numpy(checked(symbols)).to(self._device).long()
             else:
                 y_hat = self._known(state.symbols, symbols) + state.means
                 self._model.accept(step, state.progress, y_hat)
@@ -122,13 +122,6 @@ class ContextSteps:
         if own is not None:
             return own
         return torch.from_numpy(symbols).to(self._device).to(torch.float32)
-
-    def _checked_nudges(self, symbols: NDArray[np.int16]) -> Tensor:
-        if symbols.size and not 0 <= symbols.min() <= symbols.max() < NUDGES:
-            raise BitstreamError(
-                f"a nudge is {symbols.min()} or {symbols.max()}, not 0 to {NUDGES - 1}"
-            )
-        return torch.from_numpy(symbols).to(self._device).long()
 
 
 class TorchContextBackend:

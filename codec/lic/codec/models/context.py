@@ -78,7 +78,7 @@ class ContextModel(nn.Module, ABC):
     def tables(self) -> Tables:
         """Return the integer tables that a bundle freezes.
 
-        N for the channels of z, T for the levels of y, one for nudges (`lic.codec.models.nudges`).
+        N for the channels of z, T for the levels of y, one for nudges (`lic.codec.nudges`).
         """
 
     @property

@@ -14,9 +14,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lic.codec import nudges
 from lic.codec.entropy import Tables, build_tables
 from lic.codec.errors import ConfigError
-from lic.codec.models import hierarchy, nudges
+from lic.codec.models import hierarchy
 from lic.codec.models.bmshj2018 import ContextOutput, Latents
 from lic.codec.models.conditional import GeneralizedGaussian, scale_table
 from lic.codec.models.context import ContextModel
@@ -35,6 +36,8 @@ from lic.codec.models.noise import uniform_noise
 
 # Sides of the attention windows at s1, s2, s3: 256 pixels each.
 WINDOWS = (4, 8, 8)
+# How many networks adapt the context at s1, s2, s3; the first step of all needs none.
+ADAPTORS = (1, 3, 6)
 SCALE_LOW, SCALE_HIGH, SCALE_LEVELS = 0.12, 64.0, 60
 # Written by upstream's update() and ignored here: lic freezes tables of its own.
 TABLE_BUFFERS = (
@@ -117,7 +120,7 @@ class HPCM(ContextModel):
     def _init_context(self, config: HPCMConfig) -> None:
         """Make the networks of the steps."""
         wide, double = 3 * config.M, 2 * config.M
-        for scale, count in (("s1", 1), ("s2", 3), ("s3", 6)):
+        for scale, count in zip(hierarchy.SCALES, ADAPTORS, strict=True):
             adaptors = nn.ModuleList(nn.Conv2d(wide, wide, 1) for _ in range(count))
             self.add_module(f"y_spatial_prior_adaptor_list_{scale}", adaptors)
         self.y_spatial_prior_s1_s2 = Prior(wide, double, config.prior_s1_s2)
@@ -188,7 +191,7 @@ class HPCM(ContextModel):
         else:
             self._take_up(step, progress)
             if place == 0:
-                self._refine(scale, progress)
+                self.refine(scale, progress)
             parameters = self._predict(step, progress)
             progress.parameters = parameters
         scales, means = parameters.chunk(2, dim=1)
@@ -217,7 +220,7 @@ class HPCM(ContextModel):
             progress.context = progress.parameters
         progress.parameters = None
 
-    def _refine(self, scale: int, progress: Progress) -> None:
+    def refine(self, scale: int, progress: Progress) -> None:
         """Move on from the coarser scale to `scale`, whose other sites get hyper parameters."""
         if scale == 1:
             sites = self.s1_in_s2
@@ -231,15 +234,24 @@ class HPCM(ContextModel):
 
     def _predict(self, step: int, progress: Progress) -> Tensor:
         """Return scales and means (B, 2M, ...) of all sites, those coded before included."""
-        scale, place = STEPS[step]
-        adaptors = self.get_submodule(f"y_spatial_prior_adaptor_list_{hierarchy.SCALES[scale]}")
-        assert isinstance(adaptors, nn.ModuleList)
-        # Upstream indexes the list by place - 1: the first step of s2 or s3 takes the last one.
-        adaptor = adaptors[(place - 1) % len(adaptors)]
-        prior = self.y_spatial_prior_s3 if scale == 2 else self.y_spatial_prior_s1_s2
+        adaptor = self.get_submodule(self.adaptor_of(step))
+        prior = self.get_submodule(self.prior_of(STEPS[step].scale))
         adapted = adaptor(torch.cat((progress.context, progress.y_hat), dim=1))
         predicted: Tensor = prior(adapted, self.adaptive_params_list[step - 1])
         return predicted
+
+    @staticmethod
+    def adaptor_of(step: int) -> str:
+        """Return the name of what adapts the context to a step, from 1 on."""
+        scale, place = STEPS[step]
+        # Upstream indexes the list by place - 1: the first step of s2 or s3 takes the last one.
+        number = (place - 1) % ADAPTORS[scale]
+        return f"y_spatial_prior_adaptor_list_{hierarchy.SCALES[scale]}.{number}"
+
+    @staticmethod
+    def prior_of(scale: int) -> str:
+        """Return the name of the prior of a scale's steps."""
+        return "y_spatial_prior_s3" if scale == 2 else "y_spatial_prior_s1_s2"
 
     def _hyper_s2(self, half: Tensor) -> Tensor:
         if self.config.placement == "upstream":

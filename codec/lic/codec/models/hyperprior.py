@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lic.codec import nudges
 from lic.codec.entropy import Tables, build_tables
 from lic.codec.errors import ModelMismatchError
-from lic.codec.models import nudges
 from lic.codec.models.blocks import Activation, conv, deconv
 from lic.codec.models.bmshj2018 import (
     Output,

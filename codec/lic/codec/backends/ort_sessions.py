@@ -1,0 +1,107 @@
+"""A bundle's graphs in ONNX Runtime: one session for each, made when it is first wanted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from lic.codec.backends.base import OUT_OF_MEMORY
+from lic.codec.bundle import WEIGHTS, Bundle
+from lic.codec.errors import ConfigError, ModelMismatchError, NumericsError
+
+# Short names for the execution providers that people ask for.
+PROVIDERS: dict[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+}
+
+
+class Sessions:
+    """Runs a bundle's graphs.
+
+    Args:
+        bundle: the model.
+        device: "cpu", a short name of PROVIDERS, or a provider's full name.
+        threads: threads of one operator; 0 lets ONNX Runtime choose.
+
+    Raises:
+        ConfigError: this build of ONNX Runtime has no such provider.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
+        self.device = device
+        self.notes: tuple[str, ...] = ()
+        self._bundle = bundle
+        self._provider = _provider(device)
+        self._threads = threads
+        self._sessions: dict[str, Any] = {}
+
+    def load(self, *graphs: str) -> None:
+        """Make the sessions of graphs now rather than at first use."""
+        for graph in graphs:
+            self._session(graph)
+
+    def run(
+        self, graph: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
+    ) -> list[NDArray[Any]]:
+        """Run a graph; returns the outputs named, or all.
+
+        Raises:
+            MemoryError: there was too little.
+            ModelMismatchError: ONNX Runtime cannot load the graph.
+            NumericsError: it fails.
+        """
+        session = self._session(graph)
+        try:
+            found: list[NDArray[Any]] = session.run(outputs, dict(inputs))
+        except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
+            if OUT_OF_MEMORY.search(str(error)):
+                raise MemoryError(str(error)) from None
+            raise NumericsError(
+                f"{graph} failed in ONNX Runtime on {self.device}: {error}"
+            ) from None
+        return found
+
+    def _session(self, graph: str) -> Any:
+        if graph not in self._sessions:
+            self._sessions[graph] = self._make_session(graph)
+        return self._sessions[graph]
+
+    def _make_session(self, graph: str) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        weights = self._bundle.read(WEIGHTS)
+        # From memory: exactly the bytes whose hash was checked, and it works inside a .zip.
+        options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+        providers = list(dict.fromkeys([self._provider, PROVIDERS["cpu"]]))
+        model = self._bundle.read(graph)
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
+            raise ModelMismatchError(
+                f"{self._bundle.path / graph}: ONNX Runtime {onnxruntime.__version__} cannot load "
+                f"it ({error})"
+            ) from None
+        if session.get_providers()[0] != self._provider:
+            used = session.get_providers()[0]
+            self.notes = (*self.notes, f"{graph}: asked for {self._provider}, runs on {used}")
+        return session
+
+
+def _provider(device: str) -> str:
+    """Return the full name of a provider that this build has."""
+    wanted = PROVIDERS.get(device, device)
+    available = onnxruntime.get_available_providers()
+    if wanted not in available:
+        raise ConfigError(
+            f"device {device!r} needs {wanted}, which this ONNX Runtime does not have; "
+            f"available: {', '.join(available)}"
+        )
+    return wanted
