@@ -63,6 +63,14 @@ def _train(context: typer.Context) -> None:
     later(context.args, prog_name="lic train")
 
 
+@app.command("export", add_help_option=False, context_settings=_LATER)
+def _export(context: typer.Context) -> None:
+    """Make ONNX graphs and bundles, and tell what an NPU will run."""
+    from lic.cli.export import app as later
+
+    later(context.args, prog_name="lic export")
+
+
 @app.command("data", add_help_option=False, context_settings=_LATER)
 def _data(context: typer.Context) -> None:
     """Prepare photos for training."""

@@ -54,6 +54,11 @@ class Agreement:
     flips: int = 0
     symbols: int = 0
 
+    def __str__(self) -> str:
+        """Return what to tell of it."""
+        flips = f", {self.flips} of {self.symbols} symbols flip" if self.symbols else ""
+        return f"largest error {self.error:.1e}{flips}"
+
 
 def check_graph(
     name: str, graph: onnx.ModelProto, weights: bytes, runs: Iterable[Run]

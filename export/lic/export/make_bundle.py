@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from lic.codec.bundle import (
     WEIGHTS,
     Bundle,
     Manifest,
+    fingerprint,
     tables_to_npz,
     write_bundle,
 )
@@ -84,15 +85,11 @@ def make_bundle(
     """
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; choose another name or overwrite")
-    weights = _stored_weights(model, dtype)
-    packed = save(weights)
-    frozen = _frozen(model, weights)
+    frozen, packed, tables = freeze(model, dtype)
     if isinstance(frozen, ContextModel):
-        tables = frozen.tables()
         files, entries = context_graphs(frozen, packed) if graphs else ({}, {})
         _check_coding(frozen, tables)
     else:
-        tables = frozen.entropy_bottleneck.tables()
         files, entries = _graphs(frozen, packed), GRAPHS
     manifest = Manifest(
         name=description.name,
@@ -108,6 +105,40 @@ def make_bundle(
     )
     files = {WEIGHTS: packed, TABLES: tables_to_npz(tables), **files}
     return write_bundle(target, manifest, files, overwrite=overwrite)
+
+
+class Frozen(NamedTuple):
+    """What a decoder will make of a model, and the files that it will make it from.
+
+    Attributes:
+        model: with the values as they are stored.
+        weights: the safetensors file.
+        tables: for entropy coding.
+    """
+
+    model: FactorizedPrior | ContextModel
+    weights: bytes
+    tables: Tables
+
+    @property
+    def fingerprint(self) -> str:
+        """That of a bundle of these files."""
+        return fingerprint(self.model.name, self.model.config.to_dict(), self.weights, self.tables)
+
+
+def freeze(
+    model: FactorizedPrior | ContextModel, dtype: Literal["float32", "float16"] = "float32"
+) -> Frozen:
+    """Round a model's weights to what is stored, and make its tables of that.
+
+    Raises:
+        ExportError: a weight is not finite.
+    """
+    weights = _stored_weights(model, dtype)
+    frozen = _frozen(model, weights)
+    if isinstance(frozen, ContextModel):
+        return Frozen(frozen, save(weights), frozen.tables())
+    return Frozen(frozen, save(weights), frozen.entropy_bottleneck.tables())
 
 
 def _stored_weights(model: FactorizedPrior | ContextModel, dtype: str) -> dict[str, Tensor]:

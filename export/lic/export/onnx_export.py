@@ -7,8 +7,10 @@ import contextlib
 import copy
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,11 @@ from lic.codec.models.gdnish import ChannelGate, EncoderBlock, gate_gain
 
 # The newest that torch's default exporter writes without conversion and ONNX Runtime 1.24 reads.
 OPSET = 20
+# What either exporter writes as asked. The default one turns 17 and below into 18, with no more
+# than a line in a log.
+OLDEST, NEWEST, _OLDEST_OF_DEFAULT = 13, 20, 18
+# The one output that is no picture and no latent.
+BITS = "bits"
 SAFETENSORS_TO_ONNX = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
 
 
@@ -33,6 +40,8 @@ def export_graph(
     inputs: Mapping[str, Tensor],
     outputs: Sequence[str],
     sizes: Mapping[str, Mapping[int, Any]] | None = None,
+    *,
+    opset: int | None = None,
 ) -> onnx.ModelProto:
     """Export a module, its normalisations folded.
 
@@ -42,36 +51,80 @@ def export_graph(
         outputs: names.
         sizes: for each input the dimensions that are free, as torch.export.Dim; without, the
             graph takes the examples' shapes only.
+        opset: OLDEST to NEWEST; by default OPSET.
 
     Raises:
-        ExportError: the exporter failed, or wrote another opset than OPSET.
+        ExportError: the exporter failed, or wrote another opset than asked for.
     """
-    free = tuple(dict(sizes[name]) for name in inputs) if sizes else None
+    wanted = OPSET if opset is None else opset
+    export = _export if wanted >= _OLDEST_OF_DEFAULT else _export_by_tracing
     with quiet(), torch.no_grad():
         try:
-            program = torch.onnx.export(
-                fold_normalisations(module),
-                tuple(inputs.values()),
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_shapes=free,
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
+            graph = export(fold_normalisations(module), inputs, outputs, sizes, wanted)
         except Exception as error:  # The exporter raises whatever its passes raise.
             raise ExportError(f"torch.onnx.export failed: {error}") from error
-    if program is None:
-        raise ExportError("torch.onnx.export returned nothing")
-    graph: onnx.ModelProto = program.model_proto
     _name_averages(graph.graph)
     _forget_origin(graph)
     _drop_prefix(graph.graph, "model.")
     found = next(entry.version for entry in graph.opset_import if entry.domain == "")
-    if found != OPSET:
-        raise ExportError(f"asked for opset {OPSET}, the exporter wrote {found}")
+    if found != wanted:
+        raise ExportError(f"asked for opset {wanted}, the exporter wrote {found}")
     graph.producer_name = "lic"
     return graph
+
+
+def _export(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    sizes: Mapping[str, Mapping[int, Any]] | None,
+    opset: int,
+) -> onnx.ModelProto:
+    program = torch.onnx.export(
+        module,
+        tuple(inputs.values()),
+        input_names=list(inputs),
+        output_names=list(outputs),
+        dynamic_shapes=tuple(dict(sizes[name]) for name in inputs) if sizes else None,
+        opset_version=opset,
+        dynamo=True,
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError("it returned nothing")
+    graph: onnx.ModelProto = program.model_proto
+    return graph
+
+
+def _export_by_tracing(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    sizes: Mapping[str, Mapping[int, Any]] | None,
+    opset: int,
+) -> onnx.ModelProto:
+    """Export with torch's older exporter, the only one that writes older opsets as asked."""
+    axes = {
+        name: {axis: f"{name}_{axis}" for axis in of_input}
+        for name, of_input in (sizes or {}).items()
+        if of_input
+    }
+    if axes:
+        # Of outputs nothing but the rank is known, and all are pictures or latents.
+        axes |= {name: {2: f"{name}_2", 3: f"{name}_3"} for name in outputs if name != BITS}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=axes,
+            opset_version=opset,
+            dynamo=False,
+        )
+        return onnx.load(path)
 
 
 def _drop_prefix(graph: onnx.GraphProto, prefix: str) -> None:
