@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,8 +15,13 @@ from torch import Tensor
 from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import HPCM, MODELS
 from lic.codec.models.bmshj2018 import SIZES
-from lic.trainers.balance import Reduce
-from lic.trainers.balanced import MinNorm, Position, build_training_objective, objective_notes
+from lic.trainers.balanced import (
+    MinNorm,
+    Position,
+    Reduce,
+    build_training_objective,
+    objective_notes,
+)
 from lic.trainers.checkpoints import ENTRIES, CheckpointManager, in_short, load
 from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig
 from lic.trainers.data import TrainingData, find_pictures, measurable
@@ -72,6 +78,8 @@ def open_fabric(config: TrainConfig, place: Place) -> Fabric:
     # It tells of precision and processes on every start.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # A 1x1 kernel is the same bytes in both memory formats, and torch minds which it is called.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     strategy = "ddp" if place.devices * place.nodes > 1 else "auto"
     try:
         fabric = Fabric(
