@@ -118,7 +118,7 @@ class GammaConfig(Section):
     gamma_factor: float = option(0.5, "Factor of a cut.", above=0, below=1, needs=_gamma_of("step"))
     gamma_window: int = option(
         50,
-        "Validations that are looked at, of adaptive_snr steps.",
+        "Validations that are looked at; of adaptive_snr, steps that were (--update-every).",
         least=2,
         needs={"gamma_schedule": ("adaptive", "adaptive_snr")},
     )
