@@ -151,7 +151,7 @@ def test_one_setting_best_at_every_lambda_leaves_lambda_open(tmp_path: Path) -> 
 def test_what_is_recommended_trains_as_the_trials_did(
     tmp_path: Path, changed: dict[str, Any]
 ) -> None:
-    """Left out, hierarchical training would look at every eighth step, whatever the trials did."""
+    """Left out, hierarchical training would look at every 16th step, whatever the trials did."""
     folder, over = tmp_path / "s", "scale_weights=0.3,0.4,0.3/0.25,0.25,0.5"
     found = found_in(folder, lambda _: (0.3, 30.0), over, objective="hierarchical", **changed)
     write_report(found, folder)

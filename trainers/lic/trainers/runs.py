@@ -342,7 +342,8 @@ def _mean_over(fabric: Fabric) -> Reduce:
     """Return what makes means over all processes."""
     if fabric.world_size == 1:
         return lambda losses: losses
-    return lambda losses: cast(Tensor, fabric.all_reduce(losses))
+    # In place, and what comes in may share its memory with a loss that is still to be used.
+    return lambda losses: cast(Tensor, fabric.all_reduce(losses.clone()))
 
 
 def _check_stride(model: Codec, data: TrainingData) -> None:
