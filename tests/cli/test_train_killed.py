@@ -29,6 +29,7 @@ RUNS = {
     "hpcm": (
         "hpcm", "--size", "tiny", "--placement", "corrected", "--crop", "128", "--ema", "0.9",
         "--objective", "hierarchical", "--gamma-schedule", "hierarchical", "--cautious",
+        "--update-every", "1",
     ),
 }  # fmt: skip
 # Epochs have two steps, so that the first checkpoint lies within one.

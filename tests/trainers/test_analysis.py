@@ -147,6 +147,20 @@ def test_one_setting_best_at_every_lambda_leaves_lambda_open(tmp_path: Path) -> 
     assert recipes.completed(loaded, options["optimizer"]) == loaded, "it trains as the trials did"
 
 
+@pytest.mark.parametrize("changed", [{"update_every": 1}, {"update_every": 8, "optimizer": "soap"}])
+def test_what_is_recommended_trains_as_the_trials_did(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """Left out, hierarchical training would look at every 16th step, whatever the trials did."""
+    folder, over = tmp_path / "s", "scale_weights=0.3,0.4,0.3/0.25,0.25,0.5"
+    found = found_in(folder, lambda _: (0.3, 30.0), over, objective="hierarchical", **changed)
+    write_report(found, folder)
+    options = tomllib.loads((folder / "recommended.toml").read_text())
+    named = {name for section in options.values() for name in section}
+    loaded = recipes.completed(TrainConfig.from_dict(options, recipes.hpcm()), named)
+    assert loaded == found.base
+
+
 def test_seeds_are_runs_of_one_setting(tmp_path: Path) -> None:
     def measured(config: TrainConfig) -> tuple[float, float]:
         return {0.003: 0.3, 0.01: 0.32}[config.gamma.gamma] + 0.03 * config.run.seed, 30.0

@@ -226,3 +226,4 @@ def test_inner_products_leave_out_what_a_task_does_not_reach() -> None:
     a = [torch.tensor([1.0, 2.0]), None, torch.tensor([[3.0]])]
     b = [torch.tensor([4.0, 5.0]), torch.tensor([6.0]), torch.tensor([[-1.0]])]
     assert gram_matrix([a, b]).tolist() == [[14.0, 11.0], [11.0, 78.0]]
+    assert gram_matrix([a[:1], [None]]).tolist() == [[5.0, 0.0], [0.0, 0.0]]

@@ -59,6 +59,7 @@ def test_the_bounds_of_the_issue_hold() -> None:
     [
         ({"enc_kdw": 4}, "--enc-kdw is 4; expected an odd number"),
         ({"dec_k": 2}, "--dec-k is 2; expected an odd number"),
+        ({"spectral_reg": True, "tau_final": 0.04}, "--tau-init is 0.05; expected at most"),
         ({"dec_gmin": 5.0}, "--dec-gmin is 5.0; expected below --dec-gmax"),
         ({"local_fp32": "custom"}, "--local-fp32 is 'custom' and --local-fp32-class names 0"),
         ({"local_fp32_class": ["GDN"]}, "--local-fp32 is 'entropy' and --local-fp32-class names 1"),

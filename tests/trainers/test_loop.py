@@ -272,6 +272,19 @@ def test_what_changes_no_weight_may_change_when_a_run_goes_on(tmp_path: Path, ph
     assert run.config.checkpoint.keep_last == 5
 
 
+def test_when_validations_happen_stays_where_weights_follow_them(
+    tmp_path: Path, photos: Path
+) -> None:
+    changed = {"steps": 1, "schedule": "plateau", "val_share": 0.4}
+    pace = {"val_every": 7, "checkpoint_every": 7}
+    for every, named in ((0, "--val-every, --checkpoint-every"), (1, "--val-every")):
+        begin(tmp_path / str(every), photos, {**changed, "val_every": every}).run(quiet)
+        with pytest.raises(ConfigError, match=f"other values of {named}; leave them out"):
+            again(tmp_path / str(every), photos, pace)
+    begin(tmp_path / "free", photos, {**changed, "schedule": "cosine"}).run(quiet)
+    assert again(tmp_path / "free", photos, pace).config.watch.val_every == 7
+
+
 def test_a_run_goes_on_with_the_processes_and_photos_it_had(
     tmp_path: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -22,6 +22,7 @@ from lic.trainers.analysis import (
 )
 from lic.trainers.analysis_plots import Axis, Dot, dots, heat_map, rate_distortion
 from lic.trainers.files import write_whole, writing
+from lic.trainers.recipes import completed
 from lic.trainers.search_space import MEASURE, RECIPES, shown, told
 
 REPORT: Final = "report.md"
@@ -93,8 +94,8 @@ def warnings(found: Findings) -> list[str]:
 def recommended(found: Findings) -> dict[str, tuple[Pick, str]]:
     """Return what --config takes, by the name of the file: what was swept, and is no default.
 
-    The optimiser always stands there: left out, it would follow from the objective. Where one
-    setting is recommended for all lambdas, its file leaves a swept lambda open.
+    What would follow from other options if it were left out stands there, too. Where one setting is
+    recommended for all lambdas, its file leaves a swept lambda open.
     """
     import tomli_w
 
@@ -102,10 +103,12 @@ def recommended(found: Findings) -> dict[str, tuple[Pick, str]]:
     files = {}
     for pick in found.picks:
         own = pick.measure.options if pick.measure else {}
-        config = found.base.updated({**dict(pick.setting), **own}).to_dict()
+        wanted = found.base.updated({**dict(pick.setting), **own})
+        config, followed = wanted.to_dict(), completed(wanted, ()).by_name()
         left_out = {"seed"} | (MEASURE - own.keys()) if len(found.results) > 1 else {"seed"}
         left_out &= found.over.keys()
-        kept = {"optimizer", *own, *dict(pick.setting)}
+        kept = {*own, *dict(pick.setting)}
+        kept |= {name for name, value in wanted.by_name().items() if value != followed[name]}
         differing = {
             section: changed
             for section, values in config.items()

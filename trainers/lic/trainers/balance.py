@@ -10,7 +10,7 @@ Shapes: K tasks.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,6 @@ from lic.codec.errors import TrainingError
 EPSILON = 1e-8
 # Of the smoothed progress in logs.
 SMOOTHING = 0.99
-
-Reduce = Callable[[Tensor], Tensor]
 
 
 class TaskWeights:
@@ -157,11 +155,14 @@ def gram_matrix(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
     """
     count = len(gradients)
     gram = torch.zeros(count, count, dtype=torch.float64)
-    for parts in zip(*gradients, strict=True):
-        for i in range(count):
-            for j in range(i, count):
-                a, b = parts[i], parts[j]
-                if a is not None and b is not None:
-                    # In float64: the products of millions of small numbers are added up.
-                    gram[i, j] += (a.double() * b.double()).sum().cpu()
+    for i in range(count):
+        for j in range(i, count):
+            pairs = zip(gradients[i], gradients[j], strict=True)
+            # In float64: the products of millions of small numbers are added up.
+            products = [
+                (a.double() * b.double()).sum() for a, b in pairs if a is not None and b is not None
+            ]
+            if products:
+                # Moved once: a GPU would be waited for with every parameter.
+                gram[i, j] = torch.stack(products).sum().cpu()
     return torch.triu(gram) + torch.triu(gram, 1).T

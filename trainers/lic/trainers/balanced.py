@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lic.codec.errors import ConfigError, TrainingError
-from lic.trainers.balance import Reduce, TaskWeights, gram_matrix, min_norm
+from lic.trainers.balance import TaskWeights, gram_matrix, min_norm
 from lic.trainers.config import LossConfig
 from lic.trainers.gamma import GammaSchedule, build_gamma
 from lic.trainers.losses import Terms
@@ -18,6 +18,7 @@ from lic.trainers.sections import numbers
 from lic.trainers.tasks import Tasks, exact5, exact7, fixed5, two_tasks
 
 Position = Callable[[int], tuple[float, float]]
+Reduce = Callable[[Tensor], Tensor]
 
 
 class Balanced:

@@ -149,10 +149,11 @@ class Adaptive(_Steered):
 class AdaptiveSnr(_Steered):
     """Lower where one task clearly gains more than the other, higher where noise hides it.
 
-    Clearly: over a window of steps, the mean of delta_1 - delta_2 is more than two standard errors
-    from zero. Then weights have something to learn and to remember: the factor is 0.8, else 1.2. It
-    is decided once per window, of steps that no earlier decision saw; windows that overlap would
-    count the same noise again and again. Deltas that are not finite are left out.
+    Clearly: over a window of steps that were looked at, the mean of delta_1 - delta_2 is more than
+    two standard errors from zero. Then weights have something to learn and to remember: the factor
+    is 0.8, else 1.2. It is decided once per window, of steps that no earlier decision saw; windows
+    that overlap would count the same noise again and again. Deltas that are no finite numbers are
+    left out.
     """
 
     def observe_progress(self, delta: Sequence[float]) -> None:

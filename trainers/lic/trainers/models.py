@@ -84,7 +84,7 @@ def describe(
     """Return the config with what a loaded model is, or will be once it is widened.
 
     Args:
-        model: a bmshj2018.
+        model: loaded.
         config: the options of the run.
         given: those that were asked for by name, which the model must not contradict.
         source: where the model came from, for messages.

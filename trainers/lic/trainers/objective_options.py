@@ -6,6 +6,7 @@ Lengths are in epochs. What is written for a run of 3,000, as upstream's, is sca
 from dataclasses import dataclass
 from typing import Final
 
+from lic.codec.errors import ConfigError
 from lic.trainers.sections import Need, Section, option
 
 # Length of the run that milestones and knots are told for: that of the published HPCM.
@@ -118,7 +119,7 @@ class GammaConfig(Section):
     gamma_factor: float = option(0.5, "Factor of a cut.", above=0, below=1, needs=_gamma_of("step"))
     gamma_window: int = option(
         50,
-        "Validations that are looked at, of adaptive_snr steps.",
+        "Validations that are looked at; of adaptive_snr, steps that were (--update-every).",
         least=2,
         needs={"gamma_schedule": ("adaptive", "adaptive_snr")},
     )
@@ -186,6 +187,14 @@ class SpectralConfig(Section):
         above=0,
         needs={"inter_scale_form": ("rel_l2", "literal")},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau_init > self.tau_final:
+            raise ConfigError(
+                f"--tau-init is {self.tau_init}; expected at most --tau-final, {self.tau_final}: "
+                "the filter opens"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ class NamedOptimizer:
     """An optimiser, what it moves, and the peak learning rate of each of its groups.
 
     Attributes:
-        name: transforms, entropy or aux.
+        name: transforms, entropy or aux; align is what `Stepper` adds for --inter-scale-reg.
         optimizer: the optimiser.
         rates: one for each of its groups, which a schedule multiplies.
     """

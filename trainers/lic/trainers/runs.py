@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,8 +15,13 @@ from torch import Tensor
 from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import HPCM, MODELS
 from lic.codec.models.bmshj2018 import SIZES
-from lic.trainers.balance import Reduce
-from lic.trainers.balanced import MinNorm, Position, build_training_objective, objective_notes
+from lic.trainers.balanced import (
+    MinNorm,
+    Position,
+    Reduce,
+    build_training_objective,
+    objective_notes,
+)
 from lic.trainers.checkpoints import ENTRIES, CheckpointManager, in_short, load
 from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig
 from lic.trainers.data import TrainingData, find_pictures, measurable
@@ -37,7 +43,7 @@ Say = Callable[[str], None]
 
 INT8 = "int8.safetensors"
 
-# What may differ when a run goes on: none of it changes a weight.
+# What may differ when a run goes on: none of it changes a weight, see `_free`.
 FREE = frozenset(
     [item.name for name in ("watch", "checkpoint", "bundle") for item in fields(SECTIONS[name])]
     + ["workers", "cache_mib"]
@@ -72,6 +78,8 @@ def open_fabric(config: TrainConfig, place: Place) -> Fabric:
     # It tells of precision and processes on every start.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # A 1x1 kernel is the same bytes in both memory formats, and torch minds which it is called.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     strategy = "ddp" if place.devices * place.nodes > 1 else "auto"
     try:
         fabric = Fabric(
@@ -209,7 +217,7 @@ def _track(trainer: Trainer) -> None:
 def last_state(
     folder: Path, given: Mapping[str, Any], say: Say, *, command: str = "bmshj2018"
 ) -> dict[str, Any]:
-    """Return the state of a run's last checkpoint, the options in FREE set as given.
+    """Return the state of a run's last checkpoint, the options that are free set as given.
 
     Raises:
         ConfigError: no readable checkpoint, a run of another command, or an option that differs and
@@ -224,7 +232,7 @@ def last_state(
     if found != command:
         raise ConfigError(f"{folder}: is a run of lic train {found}; resume it by that command")
     config = TrainConfig.from_dict(state["config"])
-    other = [name for name in given if name not in FREE]
+    other = [name for name in given if name not in _free(config)]
     differing = [name for name in other if config.updated({name: given[name]}) != config]
     if differing:
         raise ConfigError(
@@ -233,6 +241,23 @@ def last_state(
             "a new folder"
         )
     return {**state, "config": config.updated(given).to_dict()}
+
+
+def _free(config: TrainConfig) -> frozenset[str]:
+    """Return the options that change no weight of a run, whatever they are."""
+    if not any(_follows_validations(config).values()):
+        return FREE
+    return FREE - {"val_every", *([] if config.watch.val_every else ["checkpoint_every"])}
+
+
+def _follows_validations(config: TrainConfig) -> dict[str, bool]:
+    """Return, of options by which validations change weights, whether the run has them so."""
+    return {
+        "--schedule plateau": config.optimizer.schedule == "plateau",
+        "--gamma-schedule adaptive": config.gamma.gamma_schedule == "adaptive"
+        and config.objective.objective != "standard",
+        "--scale-patience": config.finetune.scale_patience > 0,
+    }
 
 
 def _pictures(config: TrainConfig, place: Place, say: Say) -> tuple[TrainingData, list[Path]]:
@@ -317,7 +342,8 @@ def _mean_over(fabric: Fabric) -> Reduce:
     """Return what makes means over all processes."""
     if fabric.world_size == 1:
         return lambda losses: losses
-    return lambda losses: cast(Tensor, fabric.all_reduce(losses))
+    # In place, and what comes in may share its memory with a loss that is still to be used.
+    return lambda losses: cast(Tensor, fabric.all_reduce(losses.clone()))
 
 
 def _check_stride(model: Codec, data: TrainingData) -> None:
@@ -335,13 +361,7 @@ def _check_validation(config: TrainConfig, validation: Sequence[Path], say: Say)
     if validation:
         return
     remedy = "name a folder for --val; of a folder of photos --val-share holds some out"
-    wants = {
-        "--schedule plateau": config.optimizer.schedule == "plateau",
-        "--gamma-schedule adaptive": config.gamma.gamma_schedule == "adaptive"
-        and config.objective.objective != "standard",
-        "--scale-patience": config.finetune.scale_patience > 0,
-    }
-    for name, wanted in wants.items():
+    for name, wanted in _follows_validations(config).items():
         if wanted:
             raise ConfigError(f"{name}: no pictures to validate on; {remedy}")
     if config.watch.recon_every:

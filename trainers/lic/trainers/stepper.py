@@ -275,9 +275,13 @@ class Stepper:
     def _gradients(self, loss: Tensor, learning: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the gradients of one task, means over all processes."""
         found = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
-        if not self._several:
+        present = [g for g in found if g is not None]
+        if not self._several or not present:
             return list(found)
-        return [g if g is None else self._mean(g) for g in found]
+        # At once: processes would wait for each other with every parameter.
+        whole = self._mean(torch.cat([g.flatten() for g in present]))
+        parts = iter(torch.split(whole, [g.numel() for g in present]))
+        return [None if g is None else next(parts).view(g.shape) for g in found]
 
     def _clip(self) -> Tensor:
         """Clip the transforms' gradient where asked to; returns its norm before."""
