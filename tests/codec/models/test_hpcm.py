@@ -242,3 +242,14 @@ def test_tables_cost_what_the_likelihoods_promise(model: HPCM) -> None:
         inside = -(mass * torch.log2(torch.from_numpy(slots)).numpy()).sum()
         entropy = -(mass * torch.log2(torch.from_numpy(mass)).numpy()).sum()
         assert inside <= entropy * 1.002 + 2e-4, level
+
+
+def test_forward_compiles_in_one_piece() -> None:
+    model = _model(SMALL)
+    picture = torch.rand(2, 3, 256, 256)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        expected, found = model(picture), compiled(picture)
+    assert torch.equal(expected.x_hat, found.x_hat)
+    for name, likelihoods in expected.likelihoods.items():
+        assert torch.equal(likelihoods, found.likelihoods[name])
