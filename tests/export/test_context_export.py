@@ -21,7 +21,7 @@ from lic.codec.graph_plan import CONSTANTS
 from lic.codec.image_io import Picture
 from lic.codec.models import HPCM, ContextModel, HPCMConfig, HyperpriorConfig, ScaleHyperprior
 from lic.codec.pipeline import Codec
-from lic.export import context_export
+from lic.export import context_export, onnx_export
 from lic.export.make_bundle import Description, make_bundle
 
 DESCRIPTION = Description(name="small", rate_point=3, lmbda=0.01)
@@ -207,7 +207,7 @@ def test_a_plan_that_cannot_be_is_the_bundles_fault(
 def test_a_graph_that_differs_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    share = context_export.share_weights
+    share = onnx_export.share_weights
 
     def damaged(graph: onnx.ModelProto, weights: bytes) -> onnx.ModelProto:
         for node in graph.graph.node:

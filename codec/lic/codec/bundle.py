@@ -19,7 +19,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -200,12 +200,18 @@ def fingerprint(architecture: str, config: dict[str, Any], weights: bytes, table
 
 
 def write_bundle(
-    target: Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool = False
+    target: Path,
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    *,
+    overwrite: bool = False,
+    check: Callable[[Bundle], object] | None = None,
 ) -> Bundle:
     """Write a bundle, complete or not at all; `target` ending in .zip gives one file.
 
     `files` holds weights and graphs; tables come as their npz. Fingerprint and hashes
-    are filled in here.
+    are filled in here. `check` is given the bundle before it takes its place; what it raises
+    keeps it from there.
 
     Raises:
         OutputError: the target exists, is no bundle that could be replaced, or cannot be written;
@@ -228,13 +234,15 @@ def write_bundle(
     content = {MANIFEST: Manifest(**values).to_bytes(), **files}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(target, content)
+        _write_whole(target, content, check)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from None
     return Bundle.open(target)
 
 
-def _write_whole(target: Path, content: Mapping[str, bytes]) -> None:
+def _write_whole(
+    target: Path, content: Mapping[str, bytes], check: Callable[[Bundle], object] | None
+) -> None:
     """Write beside the target, then rename."""
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -247,6 +255,8 @@ def _write_whole(target: Path, content: Mapping[str, bytes]) -> None:
             fresh.mkdir()
             for name, data in content.items():
                 (fresh / name).write_bytes(data)
+        if check:
+            check(Bundle.open(fresh))
         previous = scratch / "previous"
         if target.exists():
             target.rename(previous)

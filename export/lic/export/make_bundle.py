@@ -28,6 +28,7 @@ from lic.codec.errors import ConfigError, ExportError, LicError, OutputError
 from lic.codec.latents import walk
 from lic.codec.models import ContextModel, FactorizedPrior, ScaleHyperprior
 from lic.codec.models.graphs import Decoder, Encoder
+from lic.export.coding_check import check_coding
 from lic.export.context_export import context_graphs
 from lic.export.graph_check import check_graph, runs_of
 from lic.export.onnx_export import export_graph, share_weights
@@ -104,7 +105,8 @@ def make_bundle(
         graphs=entries,
     )
     files = {WEIGHTS: packed, TABLES: tables_to_npz(tables), **files}
-    return write_bundle(target, manifest, files, overwrite=overwrite)
+    check = check_coding if entries else None
+    return write_bundle(target, manifest, files, overwrite=overwrite, check=check)
 
 
 class Frozen(NamedTuple):
