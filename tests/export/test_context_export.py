@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def hyperprior() -> ScaleHyperprior:
     return model.eval()
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], ContextModel]] = {
     "hyperprior": hyperprior,
     "hpcm": hpcm,
     # Without attention the parameters themselves are the next context.

@@ -112,6 +112,7 @@ def _export_by_tracing(
     if axes:
         # Of outputs nothing but the rank is known, and all are pictures or latents.
         axes |= {name: {2: f"{name}_2", 3: f"{name}_3"} for name in outputs if name != BITS}
+    torch.onnx.register_custom_op_symbolic("aten::erfc", _erfc, opset)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         torch.onnx.export(
@@ -132,8 +133,16 @@ def _drop_prefix(graph: onnx.GraphProto, prefix: str) -> None:
     for initializer in graph.initializer:
         initializer.name = initializer.name.removeprefix(prefix)
     for node in graph.node:
-        for number, name in enumerate(node.input):
-            node.input[number] = name.removeprefix(prefix)
+        # Of equal tensors one exporter keeps a single one, and makes the others of it by a node.
+        for names in (node.input, node.output):
+            for number, name in enumerate(names):
+                names[number] = name.removeprefix(prefix)
+
+
+def _erfc(graph: Any, x: Any) -> Any:
+    """Say erfc in ONNX, which has no operator for it, as the default exporter does: 1 - erf."""
+    one = graph.op("Constant", value_t=torch.tensor(1.0))
+    return graph.op("Sub", one, graph.op("Erf", x))
 
 
 class FoldedGDN(nn.Module):

@@ -73,7 +73,7 @@ class PartialBlock(Branch):
     def forward(self, x: Tensor) -> Tensor:
         """Return the same shape."""
         rows = max(1, STRIP_SITES // x.shape[3])
-        seen = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        seen = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         whole = torch.is_grad_enabled() or x.is_cuda or seen
         if whole or x.shape[2] <= rows:
             return x + super().forward(x)

@@ -1,0 +1,127 @@
+"""lic export: graphs and bundles, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+
+from lic.codec.bundle import Bundle
+from tests.cli.conftest import Lic
+
+H, W = 64, 96
+
+
+def metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def test_a_bundle_of_a_bundle_has_its_fingerprint(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    done = lic("export", tiny_bundle, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    values = json.loads(done.out)
+    made = Bundle.open(tmp_path / "out")
+    made.check()
+    assert made.fingerprint == Bundle.open(tiny_bundle).fingerprint
+    assert values["fingerprint"] == made.manifest.fingerprint
+    assert values["bytes"] == sum(values["files"].values())
+
+
+def test_parts_are_single_files_that_say_what_they_are(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    parts = ("--part", "encoder", "--part", "decoder", "--part", "full")
+    done = lic("export", tiny_bundle, "-o", tmp_path, *parts, "--input-size", f"{H},{W}")
+    assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "encoder.onnx", "decoder.onnx", "full.onnx"
+    }  # fmt: skip
+    for path in tmp_path.iterdir():
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+        found = metadata(path)
+        assert found["lic.fingerprint"] == Bundle.open(tiny_bundle).manifest.fingerprint
+        assert (found["lic.part"], found["lic.model"]) == (path.stem, "tiny-relu q1")
+        assert found["lic.agreement"].startswith("largest error ")
+        assert {"lic.torch", "lic.onnxruntime", "lic.lic", "lic.tolerance"} <= found.keys()
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
+    assert session.get_inputs()[0].shape == [1, 3, H, W]
+    assert "encoder -> " in done.err and "largest error" in done.err
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 20])
+def test_the_opset_is_the_one_asked_for(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path, opset: int
+) -> None:
+    done = lic("export", tiny_bundle, "-o", tmp_path, "--part", "decoder", "--opset", opset)
+    assert done.code == 0, done.err
+    (entry,) = onnx.load(tmp_path / "decoder.onnx").opset_import
+    assert entry.version == opset
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--part", "middle"), "--part is 'middle'; expected full, encoder, decoder, bundle"),
+        (("--part", "bundle", "--part", "full"), "--part bundle is a folder of its own"),
+        (("--opset", "17"), "--opset is for single graphs"),
+        (("--input-size", "64,64"), "--input-size is for single graphs"),
+        (("--part", "full", "--opset", "12"), "--opset is 12; expected 13 to 20"),
+        (("--part", "full", "--opset", "21"), "--opset is 21; expected 13 to 20"),
+        (("--part", "full", "--input-size", "64"), "--input-size is '64'; expected height and"),
+        (("--part", "full", "--input-size", "a,b"), "--input-size is 'a,b'; expected height"),
+        (("--part", "full", "--input-size", "60,64"), "60,64; expected multiples of 16, such as"),
+        (("--part", "full", "--input-size", "0,64"), "expected multiples of 16, such as 16,64"),
+        (("--part", "full", "--dynamic", "--input-size", "64,64"), "--dynamic contradicts"),
+        (("--part", "full", "--dtype", "float16"), "single graphs are float32, leave it out"),
+        (("--dtype", "float8"), "dtype is 'float8'; expected float32 or float16"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    done = lic("export", tiny_bundle, "-o", tmp_path / "out", *options)
+    assert done.code == 2
+    assert said in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_stays_unless_told(lic: Lic, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "full.onnx").write_bytes(b"mine")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "note.txt").write_text("mine")
+    for options in (("-o", tmp_path, "--part", "full"), ("-o", tmp_path / "bundle")):
+        done = lic("export", tiny_bundle, *options)
+        assert done.code == 7
+        assert "exists" in done.err
+    assert (tmp_path / "full.onnx").read_bytes() == b"mine"
+    assert lic("export", tiny_bundle, "-o", tmp_path / "bundle", "-f").code == 7
+    assert (tmp_path / "bundle" / "note.txt").read_text() == "mine"
+    assert lic("export", tiny_bundle, "-o", tmp_path, "--part", "full", "-f").code == 0
+    assert (tmp_path / "full.onnx").stat().st_size > 1000
+
+
+def test_sources_that_hold_no_model(lic: Lic, tmp_path: Path) -> None:
+    (tmp_path / "odd.pth").write_bytes(b"?" * 100)
+    for source in ("nobody-knows-it", tmp_path / "odd.pth"):
+        done = lic("export", source, "-o", tmp_path / "out")
+        assert done.code == 5
+        assert str(source) in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_has_no_rate_points_to_choose_from(lic: Lic, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"?")
+    done = lic("export", tmp_path / "a.pth", "-o", tmp_path / "out", "-q", 2)
+    assert done.code == 2
+    assert "--rate chooses among bundles" in done.err
+
+
+def test_a_folder_that_cannot_be_written(lic: Lic, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for options in (("--part", "decoder"), ()):
+        done = lic("export", tiny_bundle, "-o", tmp_path / "file" / "out", *options)
+        assert done.code == 7, done.err
+        assert "cannot be written" in done.err
