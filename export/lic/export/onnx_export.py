@@ -112,7 +112,8 @@ def _export_by_tracing(
     if axes:
         # Of outputs nothing but the rank is known, and all are pictures or latents.
         axes |= {name: {2: f"{name}_2", 3: f"{name}_3"} for name in outputs if name != BITS}
-    torch.onnx.register_custom_op_symbolic("aten::erfc", _erfc, opset)
+    register = torch.onnx.register_custom_op_symbolic  # type: ignore[attr-defined]
+    register("aten::erfc", _erfc, opset)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         torch.onnx.export(
