@@ -74,7 +74,7 @@ def test_padding_of_upstream_is_black_and_centred(codec: Codec) -> None:
 
 def test_torch_is_chosen_where_there_are_no_graphs(codec: Codec, tiny_hpcm_bundle: Path) -> None:
     assert codec.backend.name == "torch"
-    with pytest.raises(ConfigError, match="no graphs for ONNX Runtime; take backend 'torch'"):
+    with pytest.raises(ConfigError, match="no graphs for ONNX Runtime: take backend 'torch', or"):
         Codec(Bundle.open(tiny_hpcm_bundle), backend="onnx")
 
 

@@ -1,4 +1,4 @@
-"""Bundles of models with a context: weights and tables, no graphs, and a check by coding."""
+"""Bundles of models with a context, without graphs: weights, tables, and a check by coding."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_a_bundle_without_graphs_has_weights_and_tables(
     assert {path.name for path in tiny_hpcm_bundle.iterdir()} == {"manifest.json", WEIGHTS, TABLES}
     assert (bundle.manifest.architecture, bundle.manifest.stride) == ("hpcm", 256)
     assert bundle.tables.digest() == tiny_hpcm.tables().digest()
-    with pytest.raises(ConfigError, match="no graphs for ONNX Runtime; take backend 'torch'"):
+    with pytest.raises(ConfigError, match="no graphs for ONNX Runtime: take backend 'torch', or"):
         open_backend(bundle, "onnx")
 
 

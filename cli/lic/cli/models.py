@@ -9,7 +9,14 @@ import typer
 from lic.cli import options
 from lic.cli.console import Output
 from lic.cli.extras import require
-from lic.cli.weights import ARCH_CHOICES, check_activation, default_name, load_any, rate_of
+from lic.cli.weights import (
+    ARCH_CHOICES,
+    TORCH_ONLY,
+    check_activation,
+    default_name,
+    load_any,
+    rate_of,
+)
 from lic.codec.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -165,6 +172,8 @@ def import_model(
     )
     bundle = make_bundle(model, target, description, dtype=cast(Any, dtype), overwrite=force)
     out.result(_values(bundle), f"{bundle.label} -> {target}")
+    if not bundle.has_graphs:
+        out.note(TORCH_ONLY.format(source=target))
 
 
 def _check_arch(arch: str, placement: str | None) -> None:

@@ -211,7 +211,7 @@ class Run:
             self._bundle(trainer)
 
     def _bundle(self, trainer: "Trainer") -> None:
-        from lic.cli.weights import default_name
+        from lic.cli.weights import TORCH_ONLY, default_name
         from lic.export.make_bundle import Description, make_bundle
         from lic.trainers.checkpoints import load_model
         from lic.trainers.validation import final_files
@@ -230,6 +230,8 @@ class Run:
         dtype = cast(Literal["float32", "float16"], trainer.config.bundle.dtype)
         bundle = make_bundle(model, folder / "bundle", description, dtype=dtype, overwrite=True)
         self.out.note(f"{bundle.label} -> {bundle.path}")
+        if not bundle.has_graphs:
+            self.out.note(TORCH_ONLY.format(source=folder))
         if trainer.validation:
             values = final_files(
                 bundle.path,

@@ -15,6 +15,9 @@ ARCH_CHOICES: dict[str, tuple[str, str | None]] = {
     "hpcm-tiny": ("hpcm", "tiny"),
 }
 
+# What to tell of a model whose graphs take a minute to make.
+TORCH_ONLY = "it runs in torch; lic export {source} -o FOLDER makes one for ONNX Runtime, too"
+
 
 def load_any(
     source: Path, activation: str = "gdn", *, arch: str = "auto", placement: str | None = None

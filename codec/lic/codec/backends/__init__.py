@@ -51,7 +51,10 @@ def open_backend(
 
         return open_torch_backend(bundle, device=device, threads=threads, precision=precision)
     if not bundle.has_graphs:
-        raise ConfigError(f"{bundle.label} has no graphs for ONNX Runtime; take backend 'torch'")
+        raise ConfigError(
+            f"{bundle.label} has no graphs for ONNX Runtime: take backend 'torch', or make "
+            "a bundle that has them with 'lic export'"
+        )
     if precision != "float32":
         raise ConfigError(f"precision {precision!r} needs backend 'torch'; graphs have their own")
     from lic.codec.backends.ort_backend import open_ort_backend
