@@ -1,5 +1,6 @@
 """Engines: what was asked for and what really runs."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -50,6 +51,20 @@ def test_a_fallback_is_reported(
     (note,) = codec.compress(Picture(pixels=photo)).notes
     assert "asked for CUDAExecutionProvider" in note
     assert "runs on CPUExecutionProvider" in note
+
+
+@pytest.mark.skipif(
+    "AzureExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="a provider that takes no operator, which PyPI's Linux and Windows builds have",
+)
+def test_operators_that_fall_back_are_counted(tiny_bundle: Path, photo: NDArray[np.uint8]) -> None:
+    codec = Codec(Bundle.open(tiny_bundle), backend="onnx", device="AzureExecutionProvider")
+    (note,) = codec.compress(Picture(pixels=photo)).notes
+    assert re.fullmatch(
+        r"encoder\.onnx: (\d+) of \1 operators run on CPUExecutionProvider in place of "
+        r"AzureExecutionProvider \(.*Conv, .*\)",
+        note,
+    )
 
 
 def test_running_out_of_memory_is_not_a_fault_of_the_numbers(

@@ -77,6 +77,7 @@ class Sessions:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         weights = self._bundle.read(WEIGHTS)
         # From memory: exactly the bytes whose hash was checked, and it works inside a .zip.
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
@@ -89,10 +90,29 @@ class Sessions:
                 f"{self._bundle.path / graph}: ONNX Runtime {onnxruntime.__version__} cannot load "
                 f"it ({error})"
             ) from None
-        if session.get_providers()[0] != self._provider:
-            used = session.get_providers()[0]
-            self.notes = (*self.notes, f"{graph}: asked for {self._provider}, runs on {used}")
+        if note := self._where_it_runs(graph, session):
+            self.notes = (*self.notes, note)
         return session
+
+    def _where_it_runs(self, graph: str, session: Any) -> str:
+        """Return what to tell if not all of a graph runs on the provider asked for."""
+        used = session.get_providers()[0]
+        if used != self._provider:
+            return f"{graph}: asked for {self._provider}, runs on {used}"
+        # ONNX Runtime 1.24 cannot tell yet.
+        tell = getattr(session, "get_provider_graph_assignment_info", None)
+        if self._provider == PROVIDERS["cpu"] or tell is None:
+            return ""
+        runs = [(part.ep_name, node.op_type) for part in tell() for node in part.get_nodes()]
+        elsewhere = [(name, kind) for name, kind in runs if name != self._provider]
+        if not elsewhere:
+            return ""
+        kinds = ", ".join(sorted({kind for _, kind in elsewhere}))
+        others = ", ".join(sorted({name for name, _ in elsewhere}))
+        return (
+            f"{graph}: {len(elsewhere)} of {len(runs)} operators run on {others} in place of "
+            f"{self._provider} ({kinds})"
+        )
 
 
 def _provider(device: str) -> str:
