@@ -31,16 +31,24 @@ SAFETENSORS_TO_ONNX = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
 
 
 def export_graph(
-    module: nn.Module, example: Tensor, *, input_name: str, output_name: str
+    module: nn.Module,
+    example: Tensor,
+    *,
+    input_name: str,
+    output_name: str,
+    stride: int | None = None,
 ) -> onnx.ModelProto:
     """Export a module of one 4-D input with free height and width, its normalisations folded.
+
+    Height and width are multiples of `stride`: by default 16 for pictures, which are floating
+    point, and 1 for symbols.
 
     Raises:
         ExportError: the exporter failed, or wrote another opset than OPSET.
     """
     height, width = torch.export.Dim("height", min=1), torch.export.Dim("width", min=1)
     # The encoder's input is a multiple of the stride; saying so keeps its shapes symbolic.
-    stride = 16 if example.is_floating_point() else 1
+    stride = stride or (16 if example.is_floating_point() else 1)
     shapes = {2: stride * height, 3: stride * width} if stride > 1 else {2: height, 3: width}
     with quiet(), torch.no_grad():
         try:
