@@ -31,7 +31,8 @@ from lic.codec.pipeline import Codec
 from lic.codec.tiling import to_network
 from lic.export.calibration import run, session
 from lic.export.forms import FORMS
-from lic.export.int8_bundle import Int8Options, float_graphs, quantise_bundle
+from lic.export.int8_bundle import Int8Options, quantise_bundle
+from lic.export.variants import float_graphs
 
 Say = Callable[[str], None]
 REPEATS = 5

@@ -48,7 +48,9 @@ def half_graph(graph: onnx.ModelProto) -> onnx.ModelProto:
     for name in leaving:
         _rename(inside, name, f"{name}.half")
         back.append(
-            helper.make_node("Cast", [f"{name}.half"], [name], f"{name}.float", to=TensorProto.FLOAT)
+            helper.make_node(
+                "Cast", [f"{name}.half"], [name], f"{name}.float", to=TensorProto.FLOAT
+            )
         )
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend([*order[:first], *casts, *inside, *back, *order[last + 1 :]])

@@ -1,39 +1,34 @@
-"""Bundles whose graphs compute in int8 or float16; weights, tables and fingerprint stay.
+"""Bundles whose graphs compute in int8: calibrated here, or as training left them.
 
-Only the graphs are other ones, and they hold their weights themselves. A file that was coded with
-one bundle decodes with the other: symbols of a factorized prior select no tables.
-
-Shapes: N batch, M latent channels, H W pixels, h = H / 16, w = W / 16.
+Shapes: N batch, M latent channels, H W pixels, h = H / 16, w = W / 16, K output channels of a
+convolution.
 """
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
 
-from lic.codec.backends.ort_backend import OrtBackend
-from lic.codec.backends.torch_backend import load_model
-from lic.codec.bundle import DECODER, ENCODER, TABLES, WEIGHTS, Bundle, write_bundle
-from lic.codec.container import parse
-from lic.codec.errors import ConfigError, ExportError, LicError, OutputError
-from lic.codec.image_io import Picture
+from lic.codec.bundle import DECODER, ENCODER, Bundle
+from lic.codec.errors import ConfigError, ModelMismatchError, OutputError
 from lic.codec.latents import checked_symbols
-from lic.codec.models import FactorizedPrior
+from lic.codec.models import MODELS, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
-from lic.codec.pipeline import Codec
+from lic.codec.models.int8_files import QuantizedLayer, load_converted
+from lic.codec.models.parameter_counts import check_size
 from lic.export.calibration import CROPS, SIDE, Method, calibration_crops, run, session
-from lic.export.forms import Form, with_upsampling
-from lic.export.make_bundle import GRAPHS
-from lic.export.onnx_export import export_graph
-from lic.export.qdq import Wiring
+from lic.export.forms import Form, FromBlocks, SubPixel, with_upsampling
+from lic.export.make_bundle import Description, make_bundle
+from lic.export.qdq import PICTURE, IntegerLayer, Levels, Wiring, write_qdq
 from lic.export.quantization import quantise_graph
 from lic.export.rate_distortion import Loss
+from lic.export.variants import factorized, float_graphs, sample_picture, write_variant
 
 Sides = Literal["encoder", "decoder", "both"]
 SIDES: tuple[Sides, ...] = ("encoder", "decoder", "both")
@@ -69,31 +64,6 @@ class Int8Options:
             raise ConfigError(f"sides is {self.sides!r}; expected one of {', '.join(SIDES)}")
 
 
-def float_graphs(model: FactorizedPrior, form: str) -> dict[str, onnx.ModelProto]:
-    """Return encoder and decoder by file name, weights inside, in a form.
-
-    Raises:
-        ConfigError: no such form.
-        ExportError: the exporter failed.
-    """
-    x = torch.zeros(1, 3, 32, 48)
-    symbols = torch.zeros(1, model.config.M, 2, 3, dtype=torch.int32)
-    return {
-        ENCODER: export_graph(
-            with_upsampling(Encoder(model).eval(), form),
-            x,
-            input_name="x",
-            output_name="symbols",
-        ),
-        DECODER: export_graph(
-            with_upsampling(Decoder(model).eval(), form),
-            symbols,
-            input_name="symbols",
-            output_name="x_hat",
-        ),
-    }
-
-
 def quantise_bundle(
     bundle: Bundle,
     target: Path,
@@ -116,7 +86,7 @@ def quantise_bundle(
     options = options or Int8Options()
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; choose another name or overwrite")
-    model = _factorized(bundle)
+    model = factorized(bundle)
     pictures = calibration_crops(
         calibration, padding=bundle.manifest.padding, count=options.crops, side=options.side
     )
@@ -156,82 +126,87 @@ def quantise_bundle(
     return write_variant(bundle, target, made, note, picture=pictures[0], overwrite=overwrite)
 
 
-def _factorized(bundle: Bundle) -> FactorizedPrior:
-    model = load_model(bundle)
-    if not isinstance(model, FactorizedPrior):
-        raise ConfigError(
-            f"{bundle.label}: only {FactorizedPrior.name} can become int8 or half precision; "
-            "numbers that differ from device to device would select other entropy tables"
-        )
-    return model
-
-
-def write_variant(
-    bundle: Bundle,
+def trained_bundle(
+    path: Path,
     target: Path,
-    graphs: Mapping[str, bytes],
-    note: Mapping[str, Any],
+    description: Description,
+    upsample: Form = "blocks",
     *,
-    picture: NDArray[np.float32],
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a bundle with some graphs replaced, once they have coded a picture.
+    """Write a bundle of an int8 model of `lic train --qat`, integers as they are.
 
-    Args:
-        bundle: the original; what is not replaced stays.
-        target: folder or .zip.
-        graphs: self-contained, by file name.
-        note: what the manifest says of a replaced graph.
-        picture: (1, 3, H, W) in [0, 1].
-        overwrite: replace what is there.
+    The weights file holds what the integers stand for. y stays in float, as in training; x_hat
+    leaves in the 8 bits that a picture file has.
 
     Raises:
-        ExportError: a graph does not run, or files do not decode; nothing is written.
-        OutputError: the target exists or cannot be written.
+        ModelMismatchError: no int8 model, or a damaged one.
+        ConfigError: no such form, or a model with a context.
+        ExportError: the graphs do not code; nothing is written.
+        OutputError: the target exists.
     """
-    described = {name: dict(entry) for name, entry in (bundle.manifest.graphs or GRAPHS).items()}
-    for entry in described.values():
-        if entry["file"] in graphs:
-            entry.update(note)
-    manifest = replace(bundle.manifest, graphs=described)
-    files = {name: bundle.read(name) for name in bundle.manifest.files}
-    files.update(graphs)
-    with tempfile.TemporaryDirectory() as scratch:
-        tried = write_bundle(Path(scratch) / "tried", manifest, files)
-        _check(bundle, tried, picture)
-    written = {name: files[name] for name in files if name in (WEIGHTS, TABLES, ENCODER, DECODER)}
-    return write_bundle(target, manifest, written, overwrite=overwrite)
-
-
-def _check(bundle: Bundle, tried: Bundle, picture: NDArray[np.float32]) -> None:
-    """Code a picture with the new graphs, and decode it with the new and the old ones.
-
-    Raises:
-        ExportError: that fails, or gives other symbols or a picture that has nothing to do with it.
-    """
-    if tried.fingerprint != bundle.fingerprint:
-        raise ExportError(f"{bundle.label}: the new graphs changed the model's fingerprint")
-    pixels = np.rint(picture[0].transpose(1, 2, 0) * 255).astype(np.uint8)
-    errors = {}
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: exists already; choose another name or overwrite")
+    converted = load_converted(path)
+    if converted.architecture != FactorizedPrior.name:
+        raise ConfigError(f"{path}: only {FactorizedPrior.name} can have int8 graphs")
+    state = converted.float_state_dict()
+    check_size(converted.architecture, converted.config, state, str(path))
+    model = MODELS[converted.architecture].from_dict(converted.config).eval()
     try:
-        old, new = (Codec(b, backend="onnx", threads=1) for b in (bundle, tried))
-        for name, encoder, decoder in (("old", old, old), ("new", new, new), ("mixed", new, old)):
-            encoded = encoder.compress(Picture(pixels=pixels))
-            decoded = decoder.decompress(parse(encoded.data)).picture.pixels
-            errors[name] = float(np.square(decoded.astype(np.float32) - pixels).mean())
-    except LicError as error:
-        raise ExportError(f"{bundle.label}: the new graphs do not code ({error})") from error
-    # A guard against graphs that compute something else, no measure of quality: 6 dB.
-    for name in ("new", "mixed"):
-        if not errors[name] <= 4 * errors["old"] + 4:
-            raise ExportError(
-                f"{bundle.label}: a calibration picture comes back with a mean squared error of "
-                f"{errors[name]:.1f}, in float32 {errors['old']:.1f}; calibrate with more pictures "
-                "or another method"
-            )
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelMismatchError(f"{path}: {error}") from None
+    assert isinstance(model, FactorizedPrior), "asked before"
+    graphs = float_graphs(model, upsample)
+    made = {}
+    for name, module in ((ENCODER, Encoder(model)), (DECODER, Decoder(model))):
+        in_form = with_upsampling(module, upsample)
+        layers = dict(
+            _in_form(in_form, layer, held, graphs[name])
+            for layer, held in converted.layers.items()
+            if layer.startswith("g_a." if name == ENCODER else "g_s.")
+        )
+        if layers:
+            made[name] = write_qdq(graphs[name], layers).SerializeToString()
+    note = {"precision": "int8", "method": "trained", "upsample": upsample}
+    with tempfile.TemporaryDirectory() as scratch:
+        floating = make_bundle(model, Path(scratch) / "float", description)
+        return write_variant(
+            floating, target, made, note, picture=sample_picture(), overwrite=overwrite
+        )
 
 
-def analyse(bundle: Bundle, x: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Return the symbols (M, h, w) that a bundle's encoder graph gives for x (1, 3, H, W)."""
-    found: NDArray[np.int16] = OrtBackend(bundle, threads=1).analyze(x)
-    return found
+def _in_form(
+    module: nn.Module, name: str, held: QuantizedLayer, graph: onnx.ModelProto
+) -> tuple[str, IntegerLayer]:
+    """Return name and integers of a layer in the form that a module gives it."""
+    weight, scale = held.weight, held.weight_scale
+    bias = held.bias if held.bias is not None else torch.zeros_like(scale)
+    layer = module.get_submodule(name)
+    if isinstance(layer, SubPixel):
+        weight = layer.spread_weight(weight)
+        scale, bias = layer.spread_channels(scale), layer.spread_channels(bias)
+    elif isinstance(layer, FromBlocks):
+        weight = layer.spread_weight(weight)
+    elif layer.get_parameter("weight").shape != weight.shape:
+        weight = F.pad(weight, (0, 1, 0, 1))
+    whole = f"{name}.conv" if isinstance(layer, SubPixel | FromBlocks) else name
+    output = _levels(held.output_scale, held.output_zero_point)
+    if whole == list(Wiring(graph).convolutions())[-1] and name.startswith("g_s."):
+        output = PICTURE
+    entering = _levels(held.input_scale, held.input_zero_point)
+    assert entering is not None, "every layer of the file has an input"
+    return whole, IntegerLayer(
+        weight=weight.numpy().astype(np.int8),
+        weight_scale=scale.numpy(),
+        bias=bias.numpy(),
+        input=entering,
+        output=output,
+    )
+
+
+def _levels(scale: torch.Tensor | None, zero_point: torch.Tensor | None) -> Levels | None:
+    if scale is None or zero_point is None:
+        return None
+    return Levels(scale=float(scale), zero_point=int(zero_point))
