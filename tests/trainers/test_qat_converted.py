@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lic.codec.errors import OutputError, TrainingError
+from lic.codec.errors import ModelMismatchError, OutputError
 from lic.trainers.qat import convert, load_converted, save_converted
 from tests.trainers.quantised import calibrated, factorized, forward
 
@@ -63,7 +63,7 @@ def test_what_is_no_int8_model_is_refused(kind: str, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-100])
     else:
         path.write_bytes(path.read_bytes().replace(b"lic-int8", b"lic-int4"))
-    with pytest.raises(TrainingError, match=r"int8\.safetensors: "):
+    with pytest.raises(ModelMismatchError, match=r"int8\.safetensors: "):
         load_converted(path)
 
 

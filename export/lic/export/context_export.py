@@ -15,7 +15,7 @@ from lic.codec.graph_plan import CONSTANTS, FROM_CONSTANTS, FROM_WEIGHTS, Call
 from lic.codec.models import ContextModel
 from lic.codec.models.context_graphs import DECODER, ENCODER, Piece, Pieces, take_apart
 from lic.export.graph_check import Run, check_graph
-from lic.export.onnx_export import export_graph, share_weights
+from lic.export.onnx_export import any_size, export_graph, share_weights
 
 # In strides: two and three, so that no length is mistaken for another; then the smallest.
 _SIZES = ((2, 3), (1, 1))
@@ -108,21 +108,13 @@ def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _free_sizes(piece: Piece, example: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
     """Return which dimensions of a piece's inputs grow with the picture, and by how much."""
-    height, width = torch.export.Dim("height", min=1), torch.export.Dim("width", min=1)
-    rows, columns = _SIZES[0]
-    sizes: dict[str, dict[int, Any]] = {}
-    for name, value in example.items():
-        if name in piece.fixed:
-            sizes[name] = {}
-        elif piece.any_size:
-            sizes[name] = {2: height, 3: width}
-        else:
-            down, across = value.shape[2] // rows, value.shape[3] // columns
-            sizes[name] = {
-                2: height if down == 1 else down * height,
-                3: width if across == 1 else across * width,
-            }
-    return sizes
+    rows, _ = _SIZES[0]
+    return {
+        name: {}
+        if name in piece.fixed
+        else any_size(1 if piece.any_size else value.shape[2] // rows)
+        for name, value in example.items()
+    }
 
 
 def _entry(name: str, piece: Piece, run: Run) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from lic.codec.models.graphs import Decoder, Encoder
 from lic.export.coding_check import check_coding
 from lic.export.context_export import context_graphs
 from lic.export.graph_check import check_graph, runs_of
-from lic.export.onnx_export import export_graph, share_weights
+from lic.export.onnx_export import any_size, export_graph, share_weights
 
 GRAPHS: dict[str, Any] = {
     "encoder": {
@@ -210,7 +210,6 @@ def _check_coding(model: ContextModel, tables: Tables) -> None:
 def _graphs(model: FactorizedPrior, weights: bytes) -> dict[str, bytes]:
     graphs = {}
     generator = torch.Generator().manual_seed(0)
-    height, width = torch.export.Dim("height", min=1), torch.export.Dim("width", min=1)
     for name, module, sizes, (input_name, output_name), unit in (
         (ENCODER, Encoder(model), ((32, 48), (16, 16), (80, 64)), ("x", "symbols"), 16),
         (DECODER, Decoder(model), ((2, 3), (1, 1), (5, 4)), ("symbols", "x_hat"), 1),
@@ -218,8 +217,8 @@ def _graphs(model: FactorizedPrior, weights: bytes) -> dict[str, bytes]:
         module.eval()
         examples = [_example(model, size, input_name, generator) for size in sizes]
         # The encoder's input is a multiple of the stride; saying so keeps its shapes symbolic.
-        free = {2: unit * height, 3: unit * width} if unit > 1 else {2: height, 3: width}
-        graph = export_graph(module, {input_name: examples[0]}, [output_name], {input_name: free})
+        free = {input_name: any_size(unit)}
+        graph = export_graph(module, {input_name: examples[0]}, [output_name], free)
         graph = share_weights(graph, weights)
         runs = runs_of(module, input_name, (output_name,), examples)
         check_graph(name, graph, weights, runs)

@@ -35,6 +35,14 @@ BITS = "bits"
 SAFETENSORS_TO_ONNX = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16}
 
 
+_HEIGHT, _WIDTH = torch.export.Dim("height", min=1), torch.export.Dim("width", min=1)
+
+
+def any_size(unit: int = 1) -> dict[int, Any]:
+    """Return height and width of an input as free multiples of a unit, for `export_graph`."""
+    return {2: unit * _HEIGHT, 3: unit * _WIDTH} if unit > 1 else {2: _HEIGHT, 3: _WIDTH}
+
+
 def export_graph(
     module: nn.Module,
     inputs: Mapping[str, Tensor],
@@ -49,8 +57,8 @@ def export_graph(
         module: what to export; tensors of its attribute `model` lose that prefix.
         inputs: for each argument in order its name and an example.
         outputs: names.
-        sizes: for each input the dimensions that are free, as torch.export.Dim; without, the
-            graph takes the examples' shapes only.
+        sizes: for each input the dimensions that are free, such as `any_size`; without, the graph
+            takes the examples' shapes only.
         opset: OLDEST to NEWEST; by default OPSET.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lic.codec.errors import ConfigError, ExportError
 from lic.codec.models import HPCM, ContextModel, FactorizedPrior, context_graphs, graphs
 from lic.export.graph_check import TOLERANCE, Agreement, check_graph, runs_of
-from lic.export.onnx_export import BITS, NEWEST, OLDEST, OPSET, export_graph
+from lic.export.onnx_export import BITS, NEWEST, OLDEST, OPSET, any_size, export_graph
 
 Part = Literal["full", "encoder", "decoder"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -114,13 +114,7 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
     free = None
     if options.size is None:
         unit = made.unit
-        height, width = torch.export.Dim("height", min=1), torch.export.Dim("width", min=1)
-        free = {
-            made.input: {
-                2: unit * height if unit > 1 else height,
-                3: unit * width if unit > 1 else width,
-            }
-        }
+        free = {made.input: any_size(unit)}
         sizes += [(unit, unit), (3 * unit, 2 * unit)]
     generator = torch.Generator().manual_seed(0)
     examples = [_example(made, size, generator) for size in sizes]

@@ -1,6 +1,7 @@
 """Training with int8 arithmetic simulated, and the int8 checkpoint that comes of it."""
 
-from lic.trainers.qat.converted import Converted, QuantizedLayer, load_converted, save_converted
+from lic.codec.models.int8_files import Converted, QuantizedLayer, load_converted
+from lic.trainers.qat.converted import save_converted
 from lic.trainers.qat.simulation import Qat, convert, prepare_qat
 
 __all__ = [

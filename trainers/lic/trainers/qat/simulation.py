@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lic.codec.errors import ConfigError, TrainingError
+from lic.codec.models.int8_files import Converted, QuantizedLayer
 from lic.trainers.config import QatConfig
 from lic.trainers.qat.bias import InputMean, bias_shift
-from lic.trainers.qat.converted import Converted, QuantizedLayer
 from lic.trainers.qat.ranges import (
     ActivationRange,
     Convolution,
