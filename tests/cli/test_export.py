@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from lic.codec.bundle import Bundle
 from tests.cli.conftest import Lic
@@ -66,8 +69,8 @@ def test_the_opset_is_the_one_asked_for(
     [
         (("--part", "middle"), "--part is 'middle'; expected full, encoder, decoder, bundle"),
         (("--part", "bundle", "--part", "full"), "--part bundle is a folder of its own"),
-        (("--opset", "17"), "--opset is for single graphs"),
-        (("--input-size", "64,64"), "--input-size is for single graphs"),
+        (("--opset", "17"), "--opset means nothing for a bundle"),
+        (("--input-size", "64,64"), "--input-size means nothing for a bundle"),
         (("--part", "full", "--opset", "12"), "--opset is 12; expected 13 to 20"),
         (("--part", "full", "--opset", "21"), "--opset is 21; expected 13 to 20"),
         (("--part", "full", "--input-size", "64"), "--input-size is '64'; expected height and"),
@@ -75,7 +78,18 @@ def test_the_opset_is_the_one_asked_for(
         (("--part", "full", "--input-size", "60,64"), "60,64; expected multiples of 16, such as"),
         (("--part", "full", "--input-size", "0,64"), "expected multiples of 16, such as 16,64"),
         (("--part", "full", "--dynamic", "--input-size", "64,64"), "--dynamic contradicts"),
-        (("--part", "full", "--dtype", "float16"), "single graphs are float32, leave it out"),
+        (("--part", "full", "--dtype", "float16"), "--dtype means nothing for single graphs"),
+        (("--external-round",), "--external-round means nothing for a bundle"),
+        (("--int8",), "--int8 needs pictures to take its ranges from"),
+        (("--int8", "--fp16"), "--int8 contradicts --fp16"),
+        (("--calib", "."), "--calib means nothing without --int8"),
+        (("--calib-method", "rd"), "--calib-method means nothing without --int8"),
+        (("--int8", "--calib", ".", "--calib-method", "best"), "method is 'best'; expected"),
+        (("--int8", "--calib", ".", "--int8-sides", "left"), "sides is 'left'; expected"),
+        (("--part", "full", "--int8"), "--int8 means nothing for single graphs"),
+        (("--part", "full", "--external-round"), "--external-round is for the encoder and the"),
+        (("--part", "decoder", "--upsample", "k7"), "upsample is 'k7'; expected one of k5"),
+        (("--upsample", "k7"), "upsample is 'k7'; expected one of k5"),
         (("--dtype", "float8"), "dtype is 'float8'; expected float32 or float16"),
     ],
 )
@@ -125,3 +139,52 @@ def test_a_folder_that_cannot_be_written(lic: Lic, tiny_bundle: Path, tmp_path: 
         done = lic("export", tiny_bundle, "-o", tmp_path / "file" / "out", *options)
         assert done.code == 7, done.err
         assert "cannot be written" in done.err
+
+
+def test_int8_on_the_decoder_only(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path, photo: NDArray[np.uint8]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo).save(tmp_path / "photos" / "a.png")
+    done = lic(
+        "export", tiny_bundle, "-o", tmp_path / "int8", "--int8", "--calib", tmp_path / "photos",
+        "--int8-sides", "decoder", "--upsample", "subpixel",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    made = Bundle.open(tmp_path / "int8")
+    assert made.fingerprint == Bundle.open(tiny_bundle).fingerprint
+    assert made.manifest.graphs["decoder"]["precision"] == "int8"
+    assert "precision" not in made.manifest.graphs["encoder"]
+    operators = {n.op_type for n in onnx.load(tmp_path / "int8" / "decoder.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+
+
+def test_a_calibration_folder_without_pictures(lic: Lic, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    done = lic(
+        "export", tiny_bundle, "-o", tmp_path / "int8", "--int8", "--calib", tmp_path / "photos"
+    )
+    assert done.code == 3
+    assert "photos" in done.err
+    assert not (tmp_path / "int8").exists()
+
+
+@pytest.mark.parametrize("options", [("--fp16",), ("--upsample", "k6")])
+def test_other_graphs_for_the_same_model(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    done = lic("export", tiny_bundle, "-o", tmp_path / "out", *options)
+    assert done.code == 0, done.err
+    made = Bundle.open(tmp_path / "out")
+    assert made.fingerprint == Bundle.open(tiny_bundle).fingerprint
+    expected = ("float16", "k5") if "--fp16" in options else ("float32", "k6")
+    for entry in made.manifest.graphs.values():
+        assert (entry["precision"], entry["upsample"]) == expected
+
+
+def test_rounding_left_to_the_caller(lic: Lic, tiny_bundle: Path, tmp_path: Path) -> None:
+    parts = ("--part", "encoder", "--part", "decoder", "--upsample", "k6", "--external-round")
+    done = lic("export", tiny_bundle, "-o", tmp_path, *parts, "--input-size", f"{H},{W}")
+    assert done.code == 0, done.err
+    operators = {node.op_type for path in tmp_path.iterdir() for node in onnx.load(path).graph.node}
+    assert operators == {"Conv", "Relu", "Sub", "ConvTranspose", "Add"}

@@ -1,5 +1,7 @@
 """lic export: graphs and bundles from whatever holds a model."""
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -57,8 +59,42 @@ def export(
         int | None,
         typer.Option(help="ONNX opset of single graphs, 13 to 20. Default: 20."),
     ] = None,
+    upsample: Annotated[
+        str,
+        typer.Option(
+            help="Form of transposed convolutions: k5; k6, the same bits; subpixel or "
+            "subpixel-reshape, the same sums; blocks, for int8 on CPUs. Default: k5, of int8 blocks."
+        ),
+    ] = "",
+    external_round: Annotated[
+        bool,
+        typer.Option(
+            "--external-round", help="Leave rounding, casts and clips out of single graphs."
+        ),
+    ] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Graphs that compute in float16: for GPUs and NPUs.")
+    ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="A bundle whose graphs compute in int8; wants --calib.")
+    ] = False,
+    calib: Annotated[
+        Path | None, typer.Option(help="Folder of pictures that int8 ranges are taken from.")
+    ] = None,
+    calib_method: Annotated[
+        str | None,
+        typer.Option(
+            help="minmax, entropy, percentile, or rd: by rate and distortion. Default: minmax."
+        ),
+    ] = None,
+    calib_count: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of it that are looked at. Default: 16.")
+    ] = None,
+    int8_sides: Annotated[
+        str | None, typer.Option(help="encoder, decoder or both. Default: both.")
+    ] = None,
     dtype: Annotated[
-        str, typer.Option(help="float32 or float16: precision of a bundle's weights.")
+        str, typer.Option(help="float32 or float16: precision of a bundle's stored weights.")
     ] = "float32",
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -68,32 +104,46 @@ def export(
     unknown = [each for each in parts if each not in PARTS]
     if unknown:
         raise ConfigError(f"--part is {unknown[0]!r}; expected {', '.join(PARTS)}")
-    if BUNDLE in parts:
-        _check_bundle_options(parts, input_size, opset)
     if dynamic and input_size:
         raise ConfigError("--dynamic contradicts --input-size; take one of them")
-    require("export", "torch", "onnxscript")
+    if int8 and fp16:
+        raise ConfigError("--int8 contradicts --fp16; take one of them")
+    of_int8 = {
+        "--calib": calib, "--calib-method": calib_method, "--calib-count": calib_count,
+        "--int8-sides": int8_sides,
+    }  # fmt: skip
+    _refuse("without --int8", of_int8 if not int8 else {})
     out = Output(as_json=as_json)
-    model, description = _model(source, rate)
-    if BUNDLE in parts:
-        _export_bundle(model, description, output, dtype, force=force, out=out)
+    if BUNDLE not in parts:
+        _refuse("for single graphs", {"--int8": int8, "--dtype": dtype != "float32"})
+        require("export", "torch", "onnxscript")
+        from lic.export.parts import GraphOptions
+
+        graph_options = GraphOptions(
+            size=_size(input_size), upsample=upsample or "k5", external_round=external_round,
+            half=fp16, **({} if opset is None else {"opset": opset}),
+        )  # fmt: skip
+        model, description = _model(source, rate)
+        _export_graphs(model, description, output, parts, graph_options, force=force, out=out)
         return
-    if dtype != "float32":
-        raise ConfigError(f"--dtype is {dtype!r}; single graphs are float32, leave it out")
-    from lic.export.parts import GraphOptions
-
-    asked = {} if opset is None else {"opset": opset}
-    graph_options = GraphOptions(size=_size(input_size), **asked)
-    _export_graphs(model, description, output, parts, graph_options, force=force, out=out)
-
-
-def _check_bundle_options(parts: tuple[str, ...], input_size: str, opset: int | None) -> None:
-    """Refuse what is of no use to a bundle, which codes pictures of all sizes."""
     if len(parts) > 1:
         raise ConfigError("--part bundle is a folder of its own; export single graphs separately")
-    if input_size or opset is not None:
-        name = "--input-size" if input_size else "--opset"
-        raise ConfigError(f"{name} is for single graphs; leave it out, or take another --part")
+    of_graphs = {
+        "--input-size": input_size, "--opset": opset, "--external-round": external_round
+    }  # fmt: skip
+    _refuse("for a bundle, which codes pictures of all sizes", of_graphs)
+    if int8 and calib is None:
+        raise ConfigError("--int8 needs pictures to take its ranges from: --calib FOLDER")
+    require("export", "torch", "onnxscript")
+    make = _bundle_maker(upsample, fp16=fp16, of_int8=of_int8 if int8 else {}, force=force)
+    _export_bundle(source, rate, output, dtype, make, force=force, out=out)
+
+
+def _refuse(why: str, given: dict[str, Any]) -> None:
+    """Refuse options that were given where they mean nothing."""
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"{name} means nothing {why}; leave it out")
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -138,14 +188,70 @@ def _model(source: str, rate: int | None) -> tuple[Any, "Description"]:
     )
 
 
-def _export_bundle(
-    model: Any, description: "Description", target: Path, dtype: str, *, force: bool, out: Output
-) -> None:
-    from lic.export.make_bundle import make_bundle
+Make = Callable[["Bundle", Path], "Bundle"]
 
-    bundle = make_bundle(
-        model, target, description, dtype=cast(Any, dtype), graphs=True, overwrite=force
-    )
+
+def _bundle_maker(
+    upsample: str, *, fp16: bool, of_int8: dict[str, Any], force: bool
+) -> Make | None:
+    """Return what turns a bundle into the one asked for, None where it is that already."""
+    from lic.export.forms import Form, check_form
+    from lic.export.int8_bundle import Int8Options, quantise_bundle
+    from lic.export.variants import form_bundle, half_bundle
+
+    form = cast(Form, upsample)
+    if upsample:
+        check_form(upsample)
+    if of_int8:
+        asked = {
+            "method": of_int8["--calib-method"], "crops": of_int8["--calib-count"],
+            "sides": of_int8["--int8-sides"], "upsample": upsample,
+        }  # fmt: skip
+        settings = Int8Options(**{name: value for name, value in asked.items() if value})
+        folder = of_int8["--calib"]
+        return lambda bundle, target: quantise_bundle(
+            bundle, target, folder, settings, overwrite=force
+        )
+    if fp16:
+        return lambda bundle, target: half_bundle(bundle, target, form or "k5", overwrite=force)
+    if upsample not in ("", "k5"):
+        return lambda bundle, target: form_bundle(bundle, target, form, overwrite=force)
+    return None
+
+
+def _export_bundle(
+    source: str,
+    rate: int | None,
+    target: Path,
+    dtype: str,
+    make: Make | None,
+    *,
+    force: bool,
+    out: Output,
+) -> None:
+    from lic.codec.models.int8_files import is_converted
+    from lic.export.make_bundle import Description, make_bundle
+
+    def whole(to: Path, *, overwrite: bool) -> "Bundle":
+        model, description = _model(source, rate)
+        return make_bundle(
+            model, to, description, dtype=cast(Any, dtype), graphs=True, overwrite=overwrite
+        )
+
+    if Path(source).is_file() and is_converted(Path(source)):
+        from lic.export.int8_bundle import trained_bundle
+
+        if make is not None or rate is not None or dtype != "float32":
+            raise ConfigError(
+                f"{source}: is int8 already; leave out --int8, --fp16, --upsample, --rate, --dtype"
+            )
+        description = Description(name=f"{Path(source).parent.name or 'model'}-int8", rate_point=1)
+        bundle = trained_bundle(Path(source), target, description, overwrite=force)
+    elif make is None:
+        bundle = whole(target, overwrite=force)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = make(whole(Path(folder) / "float", overwrite=False), target)
     size = sum(entry["bytes"] for entry in bundle.manifest.files.values())
     values = {
         "path": str(bundle.path),

@@ -137,6 +137,16 @@ def _in_blocks(x: Tensor) -> Tensor:
     return x.reshape(batch, 4 * channels, height // 2, width // 2)
 
 
+def check_form(form: str) -> None:
+    """Refuse a form that there is not.
+
+    Raises:
+        ConfigError: no such form.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"upsample is {form!r}; expected one of {', '.join(FORMS)}")
+
+
 def with_upsampling(module: nn.Module, form: str) -> nn.Module:
     """Return a copy of a module whose transposed convolutions have another form.
 
@@ -146,8 +156,7 @@ def with_upsampling(module: nn.Module, form: str) -> nn.Module:
     Raises:
         ConfigError: no such form.
     """
-    if form not in FORMS:
-        raise ConfigError(f"upsample is {form!r}; expected one of {', '.join(FORMS)}")
+    check_form(form)
     copied = copy.deepcopy(module)
     # Behind a layer that doubles them, sides are even.
     doubled: set[str] = set()

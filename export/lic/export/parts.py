@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lic.codec.errors import ConfigError, ExportError
 from lic.codec.models import HPCM, ContextModel, FactorizedPrior, context_graphs, graphs
+from lic.export.forms import external_round, with_upsampling
 from lic.export.graph_check import TOLERANCE, Agreement, check_graph, runs_of
+from lic.export.half import check_half, half_graph
 from lic.export.onnx_export import BITS, NEWEST, OLDEST, OPSET, any_size, export_graph
 
 Part = Literal["full", "encoder", "decoder"]
@@ -30,10 +32,16 @@ class GraphOptions:
     Attributes:
         size: height and width of the one picture that it takes, in pixels; None: any.
         opset: of ONNX's operators.
+        upsample: form of transposed convolutions, a key of `forms.FORMS`.
+        external_round: leave rounding, casts and clips of encoder and decoder to the caller.
+        half: compute in float16 inside.
     """
 
     size: tuple[int, int] | None = None
     opset: int = OPSET
+    upsample: str = "k5"
+    external_round: bool = False
+    half: bool = False
 
     def __post_init__(self) -> None:
         if not OLDEST <= self.opset <= NEWEST:
@@ -106,8 +114,9 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
         ConfigError: the model does not take pictures of such a size.
         ExportError: the part cannot be exported, or differs from torch.
     """
-    made = _module(model.eval(), part)
-    made.module.eval()
+    made = _module(model.eval(), part, external_round=options.external_round)
+    plain = made.module.eval()
+    in_form = plain if options.upsample == "k5" else with_upsampling(plain, options.upsample)
     rows, columns = _size(options.size, model.stride) or (2 * model.stride, 3 * model.stride)
     scale = 1 if made.input == "x" else 16
     sizes = [(rows // scale, columns // scale)]
@@ -120,14 +129,18 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
     examples = [_example(made, size, generator) for size in sizes]
     name = f"{model.name} {part}"
     graph = export_graph(
-        made.module, {made.input: examples[0]}, made.outputs, free, opset=options.opset
+        in_form, {made.input: examples[0]}, made.outputs, free, opset=options.opset
     )
     try:
         onnx.checker.check_model(graph, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{name}: is no valid ONNX graph ({error})") from None
-    runs = runs_of(made.module, made.input, made.outputs, examples)
-    return Exported(graph, check_graph(name, graph, b"", runs))
+    agreement = check_graph(name, graph, b"", runs_of(plain, made.input, made.outputs, examples))
+    if options.half:
+        half = half_graph(graph)
+        agreement.error = check_half(graph, half, [example.numpy() for example in examples])
+        graph = half
+    return Exported(graph, agreement)
 
 
 def with_facts(exported: Exported, facts: Mapping[str, Any]) -> onnx.ModelProto:
@@ -143,7 +156,9 @@ def with_facts(exported: Exported, facts: Mapping[str, Any]) -> onnx.ModelProto:
     return graph
 
 
-def _module(model: Model, part: Part) -> _Module:
+def _module(model: Model, part: Part, *, external_round: bool) -> _Module:
+    if external_round:
+        return _external(model, part)
     if part == "full":
         stride = model.stride
         if isinstance(model, HPCM):
@@ -159,6 +174,19 @@ def _module(model: Model, part: Part) -> _Module:
     if part == "encoder":
         return _Module(piece.module, name, piece.outputs, model.stride, 3)
     return _Module(piece.module, name, piece.outputs, 1, model.config.M)
+
+
+def _external(model: Model, part: Part) -> _Module:
+    """Return the encoder or the decoder of a factorized prior without what NPUs do differently."""
+    if part == "full" or not isinstance(model, FactorizedPrior):
+        raise ConfigError(
+            f"--external-round is for the encoder and the decoder of {FactorizedPrior.name}; leave "
+            f"it out with {model.name} and --part {part}"
+        )
+    encoder, decoder = external_round(model)
+    if part == "encoder":
+        return _Module(encoder, "x", ("y",), model.stride, 3)
+    return _Module(decoder, "symbols", ("x_hat",), 1, model.config.M)
 
 
 def _size(size: tuple[int, int] | None, stride: int) -> tuple[int, int] | None:

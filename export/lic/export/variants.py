@@ -27,6 +27,7 @@ from lic.codec.models.graphs import Decoder, Encoder
 from lic.codec.pipeline import Codec
 from lic.export.calibration import run, session
 from lic.export.forms import Form, with_upsampling
+from lic.export.graph_check import check_graph, runs_of
 from lic.export.half import check_half, half_graph
 from lic.export.make_bundle import GRAPHS
 from lic.export.onnx_export import any_size, export_graph
@@ -166,3 +167,29 @@ def half_bundle(
     made = {name: graph.SerializeToString() for name, graph in halves.items()}
     note = {"precision": "float16", "upsample": upsample}
     return write_variant(bundle, target, made, note, picture=picture, overwrite=overwrite)
+
+
+def form_bundle(bundle: Bundle, target: Path, upsample: Form, *, overwrite: bool = False) -> Bundle:
+    """Write a bundle whose float32 graphs have another form.
+
+    Raises:
+        ConfigError: no such form, or a model with a context.
+        ExportError: the graphs differ from torch, or do not code; nothing is written.
+        OutputError: the target exists.
+    """
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: exists already; choose another name or overwrite")
+    model, picture = factorized(bundle), sample_picture()
+    graphs = float_graphs(model, upsample)
+    encoder, decoder = Encoder(model).eval(), Decoder(model).eval()
+    x = torch.from_numpy(picture)
+    with torch.no_grad():
+        symbols = encoder(x)
+    for name, module, (given, made), example in (
+        (ENCODER, encoder, ("x", "symbols"), x),
+        (DECODER, decoder, ("symbols", "x_hat"), symbols),
+    ):
+        check_graph(name, graphs[name], b"", runs_of(module, given, (made,), [example]))
+    data = {name: graph.SerializeToString() for name, graph in graphs.items()}
+    note = {"precision": "float32", "upsample": upsample}
+    return write_variant(bundle, target, data, note, picture=picture, overwrite=overwrite)

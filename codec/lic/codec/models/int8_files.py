@@ -153,6 +153,15 @@ def _steps(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (torch.round(x / scale) + offset).clamp(0, 255) - offset
 
 
+def is_converted(path: Path) -> bool:
+    """Return whether a file is one of these."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
 def load_converted(path: Path) -> Converted:
     """Read what training wrote.
 
