@@ -63,7 +63,8 @@ def export(
         str,
         typer.Option(
             help="Form of transposed convolutions: k5; k6, the same bits; subpixel or "
-            "subpixel-reshape, the same sums; blocks, for int8 on CPUs. Default: k5, of int8 blocks."
+            "subpixel-reshape, the same sums; blocks, for int8 on CPUs. Default: k5, of int8 "
+            "blocks."
         ),
     ] = "",
     external_round: Annotated[

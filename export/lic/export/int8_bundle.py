@@ -22,8 +22,8 @@ from lic.codec.models import MODELS, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 from lic.codec.models.int8_files import QuantizedLayer, load_converted
 from lic.codec.models.parameter_counts import check_size
-from lic.export.calibration import CROPS, SIDE, Method, calibration_crops, run, session
-from lic.export.forms import Form, FromBlocks, SubPixel, with_upsampling
+from lic.export.calibration import CROPS, METHODS, SIDE, Method, calibration_crops, run, session
+from lic.export.forms import Form, FromBlocks, SubPixel, check_form, with_upsampling
 from lic.export.make_bundle import Description, make_bundle
 from lic.export.qdq import PICTURE, IntegerLayer, Levels, Wiring, write_qdq
 from lic.export.quantization import quantise_graph
@@ -62,6 +62,9 @@ class Int8Options:
     def __post_init__(self) -> None:
         if self.sides not in SIDES:
             raise ConfigError(f"sides is {self.sides!r}; expected one of {', '.join(SIDES)}")
+        if self.method not in METHODS:
+            raise ConfigError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}")
+        check_form(self.upsample)
 
 
 def quantise_bundle(
