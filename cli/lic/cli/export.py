@@ -2,8 +2,9 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -124,8 +125,7 @@ def export(
             size=_size(input_size), upsample=upsample or "k5", external_round=external_round,
             half=fp16, **({} if opset is None else {"opset": opset}),
         )  # fmt: skip
-        model, description = _model(source, rate)
-        _export_graphs(model, description, output, parts, graph_options, force=force, out=out)
+        _export_graphs(_source(source, rate), output, parts, graph_options, force=force, out=out)
         return
     if len(parts) > 1:
         raise ConfigError("--part bundle is a folder of its own; export single graphs separately")
@@ -159,34 +159,63 @@ def _size(text: str) -> tuple[int, int] | None:
     return height, width
 
 
-def _model(source: str, rate: int | None) -> tuple[Any, "Description"]:
-    """Return a model, and what its bundle or its training says of it."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is exported: a bundle, or a checkpoint's model and what is known of it."""
+
+    bundle: "Bundle | None" = None
+    model: Any = None
+    description: "Description | None" = None
+
+    @property
+    def label(self) -> str:
+        """Family name and rate point."""
+        if self.bundle:
+            return self.bundle.label
+        assert self.description
+        return f"{self.description.name} q{self.description.rate_point}"
+
+    def loaded(self) -> tuple[Any, str]:
+        """Return the model as its bundle stores it, and that bundle's fingerprint."""
+        if self.bundle:
+            from lic.codec.backends.torch_backend import load_model
+
+            return load_model(self.bundle), self.bundle.manifest.fingerprint
+        from lic.export.make_bundle import freeze
+
+        frozen = freeze(self.model)
+        return frozen.model, frozen.fingerprint
+
+    def whole(self, target: Path, dtype: str, *, force: bool) -> "Bundle":
+        """Write a bundle with graphs."""
+        from lic.export.make_bundle import add_graphs, make_bundle
+
+        if self.bundle:
+            _refuse(f"with {self.bundle.label}, a bundle", {"--dtype": dtype != "float32"})
+            return add_graphs(self.bundle, target, overwrite=force)
+        assert self.description
+        return make_bundle(
+            self.model, target, self.description,
+            dtype=cast(Any, dtype), graphs=True, overwrite=force,
+        )  # fmt: skip
+
+
+def _source(source: str, rate: int | None) -> Source:
     from lic.codec.library import select
     from lic.export.make_bundle import Description
 
     path = Path(source)
-    if is_checkpoint(path):
-        if rate is not None:
-            raise ConfigError(f"--rate chooses among bundles; leave it out with {source}")
-        model, training = load_any(path)
-        return model, Description(
-            name=default_name(model.config),
-            rate_point=rate_of(training),
-            lmbda=training.get("lmbda"),
-            training=training,
-        )
-    from lic.codec.backends.torch_backend import load_model
-
-    bundle: Bundle = select(source, rate)
-    manifest = bundle.manifest
-    return load_model(bundle), Description(
-        name=manifest.name,
-        rate_point=manifest.rate_point,
-        lmbda=manifest.lmbda,
-        metric=cast(Any, manifest.metric),
-        training=manifest.training,
-        source=manifest.source,
+    if not is_checkpoint(path):
+        return Source(bundle=select(source, rate))
+    _refuse(f"with {source}, a checkpoint", {"--rate": rate})
+    model, training = load_any(path)
+    description = Description(
+        name=default_name(model.config),
+        rate_point=rate_of(training),
+        lmbda=training.get("lmbda"),
+        training=training,
     )
+    return Source(model=model, description=description)
 
 
 Make = Callable[["Bundle", Path], "Bundle"]
@@ -231,28 +260,22 @@ def _export_bundle(
     out: Output,
 ) -> None:
     from lic.codec.models.int8_files import is_converted
-    from lic.export.make_bundle import Description, make_bundle
-
-    def whole(to: Path, *, overwrite: bool) -> "Bundle":
-        model, description = _model(source, rate)
-        return make_bundle(
-            model, to, description, dtype=cast(Any, dtype), graphs=True, overwrite=overwrite
-        )
 
     if Path(source).is_file() and is_converted(Path(source)):
-        from lic.export.int8_bundle import trained_bundle
-
-        if make is not None or rate is not None or dtype != "float32":
-            raise ConfigError(
-                f"{source}: is int8 already; leave out --int8, --fp16, --upsample, --rate, --dtype"
-            )
-        description = Description(name=f"{Path(source).parent.name or 'model'}-int8", rate_point=1)
-        bundle = trained_bundle(Path(source), target, description, overwrite=force)
-    elif make is None:
-        bundle = whole(target, overwrite=force)
+        _refuse(
+            f"with {source}, which is int8 already",
+            {"--int8, --fp16 or --upsample": make, "--rate": rate, "--dtype": dtype != "float32"},
+        )
+        bundle = _trained_bundle(Path(source), target, force=force)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            bundle = make(whole(Path(folder) / "float", overwrite=False), target)
+        found = _source(source, rate)
+        if make is None:
+            bundle = found.whole(target, dtype, force=force)
+        elif found.bundle and found.bundle.has_graphs:
+            bundle = make(found.bundle, target)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                bundle = make(found.whole(Path(folder) / "float", dtype, force=False), target)
     size = sum(entry["bytes"] for entry in bundle.manifest.files.values())
     values = {
         "path": str(bundle.path),
@@ -264,9 +287,16 @@ def _export_bundle(
     out.result(values, f"{bundle.label} -> {bundle.path} ({size:,} bytes)")
 
 
+def _trained_bundle(path: Path, target: Path, *, force: bool) -> "Bundle":
+    from lic.export.int8_bundle import trained_bundle
+    from lic.export.make_bundle import Description
+
+    name = f"{path.resolve().parent.name or 'model'}-int8"
+    return trained_bundle(path, target, Description(name=name, rate_point=1), overwrite=force)
+
+
 def _export_graphs(
-    model: Any,
-    description: "Description",
+    source: Source,
     folder: Path,
     parts: tuple[str, ...],
     graph_options: "GraphOptions",
@@ -274,18 +304,15 @@ def _export_graphs(
     force: bool,
     out: Output,
 ) -> None:
-    from lic.export.make_bundle import freeze
-    from lic.export.parts import Part, export_part, with_facts
+    from lic.export.parts import export_part, with_facts
 
-    label = f"{description.name} q{description.rate_point}"
     targets = {part: folder / f"{part}.onnx" for part in parts}
     for target in targets.values():
         check_target(target, force=force)
-    frozen = freeze(model)
+    model, fingerprint = source.loaded()
     for part, target in targets.items():
-        assert part in get_args(Part)
-        exported = export_part(frozen.model, cast(Any, part), graph_options)
-        facts = {"model": label, "part": part, "fingerprint": frozen.fingerprint}
+        exported = export_part(model, cast(Any, part), graph_options)
+        facts = {"model": source.label, "part": part, "fingerprint": fingerprint}
         data = with_facts(exported, facts).SerializeToString()
         write_output(data, target, force=force)
         agreement = exported.agreement
@@ -298,4 +325,4 @@ def _export_graphs(
             "flips": agreement.flips,
             "symbols": agreement.symbols,
         }
-        out.result(values, f"{label} {part} -> {target} ({len(data):,} bytes; {agreement})")
+        out.result(values, f"{source.label} {part} -> {target} ({len(data):,} bytes; {agreement})")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from lic.codec.backends.torch_backend import load_model
 from lic.codec.backends.torch_context import TorchContextBackend
 from lic.codec.bundle import (
     DECODER,
@@ -87,11 +88,12 @@ def make_bundle(
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; choose another name or overwrite")
     frozen, packed, tables = freeze(model, dtype)
+    files: dict[str, bytes] = {}
+    entries: dict[str, Any] = {}
+    if graphs or isinstance(frozen, FactorizedPrior):
+        files, entries = _all_graphs(frozen, packed)
     if isinstance(frozen, ContextModel):
-        files, entries = context_graphs(frozen, packed) if graphs else ({}, {})
         _check_coding(frozen, tables)
-    else:
-        files, entries = _graphs(frozen, packed), GRAPHS
     manifest = Manifest(
         name=description.name,
         rate_point=description.rate_point,
@@ -107,6 +109,31 @@ def make_bundle(
     files = {WEIGHTS: packed, TABLES: tables_to_npz(tables), **files}
     check = check_coding if entries else None
     return write_bundle(target, manifest, files, overwrite=overwrite, check=check)
+
+
+def add_graphs(bundle: Bundle, target: Path, *, overwrite: bool = False) -> Bundle:
+    """Write a bundle's weights and tables, as they are, with graphs made anew.
+
+    Raises:
+        ExportError: a graph cannot be exported, or differs from torch; nothing is written.
+        OutputError: the target exists.
+    """
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: exists already; choose another name or overwrite")
+    packed = bundle.read(WEIGHTS)
+    files, entries = _all_graphs(load_model(bundle), packed)
+    manifest = replace(bundle.manifest, graphs=entries)
+    files |= {WEIGHTS: packed, TABLES: bundle.read(TABLES)}
+    return write_bundle(target, manifest, files, overwrite=overwrite, check=check_coding)
+
+
+def _all_graphs(
+    model: FactorizedPrior | ContextModel, packed: bytes
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return graphs by file name, and what the manifest says of them."""
+    if isinstance(model, ContextModel):
+        return context_graphs(model, packed)
+    return _graphs(model, packed), GRAPHS
 
 
 class Frozen(NamedTuple):
