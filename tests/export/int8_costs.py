@@ -110,6 +110,7 @@ def report(options: argparse.Namespace, say: Say) -> None:
             made_graphs = {name: made.read(name) for name in (ENCODER, DECODER)}
             parsed = {name: onnx.load_from_string(data) for name, data in made_graphs.items()}
             graphs.setdefault(form, parsed)
+            pairs: list[tuple[str, list[bytes], Codec, tuple[str, ...]]]
             pairs = [("decoder", files, quantised, (DECODER,))]
             if whole:
                 own = [quantised.compress(picture).data for picture in pictures]

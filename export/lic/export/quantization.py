@@ -241,7 +241,7 @@ def _store(wiring: Wiring, node: onnx.NodeProto, bias: NDArray[np.float32]) -> N
         wiring.initializers[node.input[2]].CopyFrom(numpy_helper.from_array(bias, node.input[2]))
         return
     name = node.input[1].removesuffix(".weight") + ".bias"
-    # The exporter leaves out one that is nought.
+    # The exporter drops biases that are all zero.
     wiring.graph.initializer.append(numpy_helper.from_array(bias, name))
     wiring.initializers[name] = wiring.graph.initializer[-1]
     node.input.append(name)
