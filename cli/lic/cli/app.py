@@ -71,6 +71,14 @@ def _data(context: typer.Context) -> None:
     later(context.args, prog_name="lic data")
 
 
+@app.command("export", add_help_option=False, context_settings=_LATER)
+def _export(context: typer.Context) -> None:
+    """Prepare models for devices."""
+    from lic.cli.export import app as later
+
+    later(context.args, prog_name="lic export")
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code; every failure becomes a message."""
     arguments = sys.argv[1:] if arguments is None else arguments
