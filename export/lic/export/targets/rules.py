@@ -247,6 +247,6 @@ def _check_keys(
         )
 
 
-def _check_choice(where: str, value: object, choices: Iterable[str]) -> None:
+def _check_choice(where: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(choices)}")

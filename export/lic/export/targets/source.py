@@ -175,10 +175,12 @@ def _fold(model: onnx.ModelProto) -> None:
     """Compute nodes whose inputs are all constant, and those that ask for a known shape."""
     graph = model.graph
     known = {
-        value.name: value.type.tensor_type.shape.dim for value in (*graph.input, *graph.value_info)
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info)
     }
     values: dict[str, NDArray[Any]] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    kept, fresh = [], set()
+    kept: list[onnx.NodeProto] = []
+    fresh: set[str] = set()
     for node in graph.node:
         inputs = [name for name in node.input if name]
         if node.op_type == "Shape" and inputs[0] in known:

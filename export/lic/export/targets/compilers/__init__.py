@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from lic.codec.errors import ConfigError, ExportError
-from lic.export.targets.compilers.qnn import QNN
-from lic.export.targets.compilers.rknn import RKNN
+from lic.export.targets.compilers.arm import VELA
+from lic.export.targets.compilers.qualcomm import QNN
+from lic.export.targets.compilers.rockchip import RKNN
 from lic.export.targets.compilers.toolkit import TIME_LIMIT, Toolkit
-from lic.export.targets.compilers.vela import VELA
 from lic.export.targets.operators import without_ends
 from lic.export.targets.report import Compiled, Report
 from lic.export.targets.source import DEFAULT_SIZE, Graph, complete
@@ -51,17 +51,17 @@ def compile_reports(
             }
         else:
             answers[name] = toolkit.ask(python, prepared, wanted, time_limit=time_limit)
-    done = []
-    for report in reports:
-        name = report.target.toolkit
-        if name is None:
-            done.append(replace(report, unasked=f"no compiler for {report.target.name} runs here"))
-        elif name not in answers:
-            done.append(replace(report, unasked=TOOLKITS[name].missing()))
-        else:
-            wanted = TOOLKITS[name].configurations[report.target.name]
-            done.append(replace(report, compiled=tuple(answers[name][c] for c in wanted)))
-    return done
+    return [_with(report, answers) for report in reports]
+
+
+def _with(report: Report, answers: dict[str, dict[str, Compiled]]) -> Report:
+    name = report.target.toolkit
+    if name is None:
+        return replace(report, unasked=f"no compiler for {report.target.name} can be asked here")
+    if name not in answers:
+        return replace(report, unasked=TOOLKITS[name].missing())
+    wanted = TOOLKITS[name].configurations[report.target.name]
+    return replace(report, compiled=tuple(answers[name][c] for c in wanted))
 
 
 def _check_inputs(graph: Graph, number: int) -> None:

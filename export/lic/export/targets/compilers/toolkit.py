@@ -29,6 +29,7 @@ from lic.export.targets.report import Compiled
 TIME_LIMIT = 600.0
 # What `make npu-check` makes, below the working directory.
 FOLDER = Path(".npu")
+WORKERS = Path(__file__).parent / "workers"
 # A worker's last words, of which a message shows no more.
 _WORDS = 300
 
@@ -129,7 +130,7 @@ class Toolkit:
         }
 
     def _command(self, python: Path, folder: Path) -> list[str]:
-        worker = Path(__file__).parent / f"{self.name}_worker.py"
+        worker = WORKERS / f"{self.name}_worker.py"
         return [str(python), str(worker), str(folder / "request.json")]
 
 
@@ -145,9 +146,10 @@ def typical_inputs(model: onnx.ModelProto, count: int = 4) -> NDArray[np.float32
     if len(shape) == 4 and shape[1] == 3:
         noise = generator.random((count, *shape))
         for axis in (-2, -1):
-            noise = sum(np.roll(noise, step, axis) for step in range(8)) / 8
+            noise = np.mean([np.roll(noise, step, axis) for step in range(8)], axis=0)
         low, high = noise.min(), noise.max()
-        return ((noise - low) / (high - low)).astype(np.float32)
+        pictures: NDArray[np.float32] = ((noise - low) / (high - low)).astype(np.float32)
+        return pictures
     return np.round(generator.laplace(0, 2, (count, *shape))).astype(np.float32)
 
 

@@ -48,10 +48,14 @@ def main(request_file: str) -> None:
     }
     for precision in request["configurations"]:
         path = model
-        if precision in ACTIVATIONS:
-            path = folder / f"{precision}.onnx"
-            quantize(model, path, np.load(request["inputs"]), ACTIVATIONS[precision])
-        answer["results"][precision] = compiled(path, folder / f"{precision}_ctx.onnx")
+        try:
+            if precision in ACTIVATIONS:
+                path = folder / f"{precision}.onnx"
+                quantize(model, path, np.load(request["inputs"]), ACTIVATIONS[precision])
+            result = compiled(path, folder / f"{precision}_ctx.onnx")
+        except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
+            result = {"error": (str(error).strip().splitlines() or [repr(error)])[0]}
+        answer["results"][precision] = result
     Path(request["answer"]).write_text(json.dumps(answer))
 
 
@@ -72,10 +76,7 @@ def quantize(model: Path, target: Path, inputs: Any, activations: Any) -> None:
 
 def compiled(path: Path, context: Path) -> dict[str, Any]:
     """Return where every operator went, and the size of what was compiled."""
-    try:
-        session = onnxruntime.InferenceSession(path, _options(context))
-    except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
-        return {"error": str(error).strip().splitlines()[0]}
+    session = onnxruntime.InferenceSession(path, _options(context))
     operators = [
         {
             "operator": node.op_type,

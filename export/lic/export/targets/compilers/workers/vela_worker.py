@@ -55,7 +55,9 @@ def to_tflite(model: onnx.ModelProto, inputs: Any) -> tuple[bytes, Any]:
     layers = Layers(model)
     samples = [tf.constant(x.transpose(0, 2, 3, 1)) for x in inputs]
     signature = [tf.TensorSpec(layers.shape, tf.float32)]
-    function = tf.function(layers, input_signature=signature).get_concrete_function()
+    # As it is written: rewriting Python's control flow would wrap the layers' own errors.
+    traced = tf.function(layers, input_signature=signature, autograph=False)
+    function = traced.get_concrete_function()
 
     def typical() -> Iterator[list[Any]]:
         for sample in samples:

@@ -89,7 +89,7 @@ def read(log: str, code: int) -> dict[str, Any]:
         if kind not in _ENDS
     ]
     kib = {area.lower(): float(size) for area, size in _MEMORY.findall(plain)}
-    cycles = sum(operator["cycles"] for operator in operators)
+    cycles = sum(int(row[5]) for row in rows)
     return {"operators": operators, "estimates": {"cycles": cycles, "kib": kib}}
 
 
