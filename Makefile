@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives memory-hpcm round-trips soak clean
+.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives memory-hpcm npu-check round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -62,6 +62,13 @@ benchmark-hpcm: $(VENV)/.dev
 memory-hpcm: $(VENV)/.dev
 	$(BIN)/python -m tests.codec.hpcm_memory $(SIZES)
 
+# What NPUs run of the embedded models, by the vendors' compilers, each in an environment of its own:
+# minutes, about 2.5 GB. TOOLKITS="vela qnn rknn" also installs Rockchip's, 1.5 GB more.
+TOOLKITS ?= vela qnn
+npu-check: $(VENV)/.dev
+	sh tests/npu/setup.sh $(TOOLKITS)
+	$(BIN)/python -m tests.npu.check runs/npu
+
 # Every size of HPCM at every awkward size of picture; minutes, so not part of the tests.
 round-trips: $(VENV)/.dev
 	$(BIN)/python -m tests.codec.hpcm_round_trips
@@ -71,7 +78,7 @@ soak: $(VENV)/.dev
 	$(BIN)/python tests/codec/entropy/soak.py
 
 clean:
-	rm -rf $(VENV) .oracle demo build dist runs
+	rm -rf $(VENV) .oracle .npu demo build dist runs
 
 # A stamp, not bin/python: where the venv module is incomplete that file appears all the same.
 $(VENV)/.made:

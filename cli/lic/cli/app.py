@@ -63,20 +63,25 @@ def _train(context: typer.Context) -> None:
     later(context.args, prog_name="lic train")
 
 
-@app.command("export", add_help_option=False, context_settings=_LATER)
-def _export(context: typer.Context) -> None:
-    """Make ONNX graphs and bundles, and tell what an NPU will run."""
-    from lic.cli.export import app as later
-
-    later(context.args, prog_name="lic export")
-
-
 @app.command("data", add_help_option=False, context_settings=_LATER)
 def _data(context: typer.Context) -> None:
     """Prepare photos for training."""
     from lic.cli.data import app as later
 
     later(context.args, prog_name="lic data")
+
+
+@app.command("export", add_help_option=False, context_settings=_LATER)
+def _export(context: typer.Context) -> None:
+    """Make ONNX graphs and bundles; 'export check' tells what an NPU will run of them."""
+    if context.args[:1] == ["check"]:
+        from lic.cli.export_check import app as check
+
+        check(context.args[1:], prog_name="lic export check")
+    else:
+        from lic.cli.export import app as later
+
+        later(context.args, prog_name="lic export")
 
 
 def run(arguments: list[str] | None = None) -> int:
