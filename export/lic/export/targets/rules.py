@@ -126,7 +126,7 @@ class Target:
                 Finding(
                     level="fails",
                     reason=f"the size is free ({inputs}), and {self.name} compiles one size",
-                    cure="export with a fixed size, one file for each; below: at a fixed size",
+                    cure="--input-size, one file for each; below: at a fixed size",
                 )
             )
         if self.opset and not self.opset[0] <= reading.opset <= self.opset[1]:
@@ -135,7 +135,7 @@ class Target:
                 Finding(
                     level="fails",
                     reason=f"opset {reading.opset}; {self.name} reads {first} to {last}",
-                    cure=f"export with opset {last}",
+                    cure=f"--opset {last}",
                 )
             )
         if self.precision == "int8" and not reading.quantised:
