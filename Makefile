@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives memory-hpcm npu-check round-trips soak clean
+.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -42,6 +42,10 @@ benchmark-training: $(VENV)/.dev
 # ARGUMENTS="--size base --batch 1 --groups 2 --arms 0,1" measures Base against its floor.
 benchmark-objectives: $(VENV)/.dev
 	$(BIN)/python -m tests.trainers.costs $(PHOTOS) $(ARGUMENTS)
+
+# make export-matrix PHOTOS=DIR: every model, part, size and precision as ONNX graphs, checked and timed.
+export-matrix: $(VENV)/.dev
+	$(BIN)/python -m tests.export.matrix $(PHOTOS) $(ARGUMENTS)
 
 benchmark-entropy: $(VENV)/.runtime
 	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400

@@ -92,6 +92,7 @@ def test_the_opset_is_the_one_asked_for(
         (("--int8", "--calib", ".", "--int8-sides", "left"), "sides is 'left'; expected"),
         (("--part", "full", "--int8"), "--int8 means nothing for single graphs"),
         (("--part", "full", "--external-round"), "--external-round is for the encoder and the"),
+        (("--part", "full", "--fp16"), "--fp16 is not for --part full of bmshj2018-factorized"),
         (("--part", "decoder", "--upsample", "k7"), "upsample is 'k7'; expected one of k5"),
         (("--upsample", "k7"), "upsample is 'k7'; expected one of k5"),
         (("--dtype", "float16"), "--dtype means nothing with tiny-relu q1, a bundle"),

@@ -55,7 +55,7 @@ class Exported(NamedTuple):
     agreement: Agreement
 
 
-class _Module(NamedTuple):
+class PartModule(NamedTuple):
     """What is exported.
 
     Attributes:
@@ -114,7 +114,12 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
         ConfigError: the model does not take pictures of such a size.
         ExportError: the part cannot be exported, or differs from torch.
     """
-    made = _module(model.eval(), part, external_round=options.external_round)
+    made = module_of(model.eval(), part, external_round=options.external_round)
+    if options.half and len(made.outputs) > 1:
+        raise ConfigError(
+            f"--fp16 is not for --part {part} of {model.name}, whose bits or entropy tables hang on "
+            "more digits; take the decoder, or an encoder that gives symbols alone"
+        )
     plain = made.module.eval()
     in_form = plain if options.upsample == "k5" else with_upsampling(plain, options.upsample)
     rows, columns = _size(options.size, model.stride) or (2 * model.stride, 3 * model.stride)
@@ -126,7 +131,7 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
         free = {made.input: any_size(unit)}
         sizes += [(unit, unit), (3 * unit, 2 * unit)]
     generator = torch.Generator().manual_seed(0)
-    examples = [_example(made, size, generator) for size in sizes]
+    examples = [example_of(made, size, generator) for size in sizes]
     name = f"{model.name} {part}"
     graph = export_graph(
         in_form, {made.input: examples[0]}, made.outputs, free, opset=options.opset
@@ -156,27 +161,28 @@ def with_facts(exported: Exported, facts: Mapping[str, Any]) -> onnx.ModelProto:
     return graph
 
 
-def _module(model: Model, part: Part, *, external_round: bool) -> _Module:
+def module_of(model: Model, part: Part, *, external_round: bool = False) -> PartModule:
+    """Return the module that a part is exported from."""
     if external_round:
         return _external(model, part)
     if part == "full":
         stride = model.stride
         if isinstance(model, HPCM):
-            return _Module(_FullWithoutBits(model), "x", ("x_hat",), stride, 3)
-        return _Module(_Full(model), "x", ("x_hat", BITS), stride, 3)
+            return PartModule(_FullWithoutBits(model), "x", ("x_hat",), stride, 3)
+        return PartModule(_Full(model), "x", ("x_hat", BITS), stride, 3)
     if isinstance(model, FactorizedPrior):
         if part == "encoder":
-            return _Module(graphs.Encoder(model), "x", ("symbols",), model.stride, 3)
+            return PartModule(graphs.Encoder(model), "x", ("symbols",), model.stride, 3)
         symbols = model.config.M
-        return _Module(graphs.Decoder(model), "symbols", ("x_hat",), 1, symbols, integer=True)
+        return PartModule(graphs.Decoder(model), "symbols", ("x_hat",), 1, symbols, integer=True)
     piece = context_graphs.take_apart(model).pieces[part]
     (name,) = piece.inputs
     if part == "encoder":
-        return _Module(piece.module, name, piece.outputs, model.stride, 3)
-    return _Module(piece.module, name, piece.outputs, 1, model.config.M)
+        return PartModule(piece.module, name, piece.outputs, model.stride, 3)
+    return PartModule(piece.module, name, piece.outputs, 1, model.config.M)
 
 
-def _external(model: Model, part: Part) -> _Module:
+def _external(model: Model, part: Part) -> PartModule:
     """Return the encoder or the decoder of a factorized prior without what NPUs do differently."""
     if part == "full" or not isinstance(model, FactorizedPrior):
         raise ConfigError(
@@ -185,8 +191,8 @@ def _external(model: Model, part: Part) -> _Module:
         )
     encoder, decoder = external_round(model)
     if part == "encoder":
-        return _Module(encoder, "x", ("y",), model.stride, 3)
-    return _Module(decoder, "symbols", ("x_hat",), 1, model.config.M)
+        return PartModule(encoder, "x", ("y",), model.stride, 3)
+    return PartModule(decoder, "symbols", ("x_hat",), 1, model.config.M)
 
 
 def _size(size: tuple[int, int] | None, stride: int) -> tuple[int, int] | None:
@@ -199,7 +205,8 @@ def _size(size: tuple[int, int] | None, stride: int) -> tuple[int, int] | None:
     return size
 
 
-def _example(made: _Module, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+def example_of(made: PartModule, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return an input (1, C, *size) for a part's module."""
     shape = (1, made.channels, *size)
     if made.integer:
         return torch.randint(-3, 4, shape, generator=generator, dtype=torch.int32)
