@@ -1,7 +1,6 @@
 """lic export check: what it prints, and what it refuses."""
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -92,13 +91,3 @@ def test_what_cannot_work_is_refused(
     names = {"MODEL": str(tiny_bundle), "NOT-ONNX": str(broken)}
     done = lic("export", "check", *(names.get(a, a) for a in arguments))
     assert done.code == code and message in done.err
-
-
-def test_commands_of_the_guide(lic: Lic) -> None:
-    guide = (Path(__file__).parents[2] / "export" / "GUIDE.md").read_text()
-    start = guide.index("\n## What will run where\n")
-    section = guide[start : guide.find("\n## ", start + 4) % (len(guide) + 1)]
-    commands = re.findall(r"^\$ lic (export check .*)$", section, re.MULTILINE)
-    assert len(commands) > 2
-    for command in commands:
-        assert lic(*command.split()).code == 0, command

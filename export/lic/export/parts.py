@@ -117,8 +117,8 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
     made = module_of(model.eval(), part, external_round=options.external_round)
     if options.half and len(made.outputs) > 1:
         raise ConfigError(
-            f"--fp16 is not for --part {part} of {model.name}, whose bits or entropy tables hang on "
-            "more digits; take the decoder, or an encoder that gives symbols alone"
+            f"--fp16 is not for --part {part} of {model.name}, whose bits or entropy tables hang "
+            "on more digits; take the decoder, or an encoder that gives symbols alone"
         )
     plain = made.module.eval()
     in_form = plain if options.upsample == "k5" else with_upsampling(plain, options.upsample)
