@@ -103,3 +103,8 @@ def test_bits_are_what_the_coder_writes() -> None:
     indexes = np.broadcast_to(np.arange(2, dtype=np.uint16)[:, None, None], symbols.shape[1:])
     writer.code(symbols[0].astype(np.int16), indexes)
     assert abs(symbol_bits(symbols, tables) / 8 - sum(map(len, writer.finish()))) < 20
+
+
+def test_nothing_to_look_at_is_nothing_to_run() -> None:
+    """As of GDN, no pair of whose layers can be equalised."""
+    assert list(observe(onnx.ModelProto(), [], [np.zeros((1, 3, 16, 16), np.float32)])) == []

@@ -93,6 +93,9 @@ def observe(
     Raises:
         ExportError: one has NaN or infinite values.
     """
+    if not tensors:
+        # GDN has no channels to equalise, and no graph runs for nothing.
+        return
     open_graph = onnx.ModelProto()
     open_graph.CopyFrom(graph)
     del open_graph.graph.output[:]
