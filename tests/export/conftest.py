@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from lic.codec.bundle import Bundle
-from lic.codec.models import FactorizedConfig, FactorizedPrior
+from lic.codec.models import (
+    FactorizedConfig,
+    FactorizedPrior,
+    HyperpriorConfig,
+    ScaleHyperprior,
+)
 from lic.codec.models.gdnish import DecoderBlock, EncoderBlock, EncoderGain
 from lic.export.make_bundle import Description, make_bundle
 
@@ -45,6 +50,17 @@ def model_of(encoder: Any, decoder: Any, n: int = 8, m: int = 12) -> FactorizedP
                 for parameter in block.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def spread_hyperprior() -> ScaleHyperprior:
+    """Return a small hyperprior whose symbols and scales spread over many values."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model = ScaleHyperprior(HyperpriorConfig(N=8, M=12))
+        model.get_parameter("g_a.6.weight").mul_(40)
+        model.get_parameter("h_a.4.weight").mul_(10)
+        model.get_parameter("h_s.4.bias").uniform_(0, 3)
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,11 @@ from lic.codec.bundle import TABLES, WEIGHTS, Bundle
 from lic.codec.container import parse
 from lic.codec.errors import ConfigError, ExportError, NumericsError
 from lic.codec.image_io import Picture
-from lic.codec.models import HPCM, ContextModel, HyperpriorConfig, ScaleHyperprior
+from lic.codec.models import HPCM, ContextModel, ScaleHyperprior
 from lic.codec.models.hpcm import TABLE_BUFFERS
 from lic.codec.pipeline import Codec
 from lic.export.make_bundle import Description, make_bundle
+from tests.export.conftest import spread_hyperprior
 
 DESCRIPTION = Description(name="tiny", rate_point=3, lmbda=0.01)
 Make = Callable[[], ContextModel]
@@ -39,13 +40,9 @@ def make_hpcm(tiny_hpcm_bundle: Path) -> Make:
 
 @pytest.fixture(scope="module")
 def hyperprior_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(1)
-        model = ScaleHyperprior(HyperpriorConfig(N=8, M=12))
-        model.get_parameter("g_a.6.weight").mul_(40)
-        model.get_parameter("h_a.4.weight").mul_(10)
-        model.get_parameter("h_s.4.bias").uniform_(0, 3)
-    return make_bundle(model, tmp_path_factory.mktemp("hyperprior") / "3", DESCRIPTION)
+    return make_bundle(
+        spread_hyperprior(), tmp_path_factory.mktemp("hyperprior") / "3", DESCRIPTION
+    )
 
 
 def test_a_bundle_without_graphs_has_weights_and_tables(

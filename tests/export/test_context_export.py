@@ -19,10 +19,11 @@ from lic.codec.container import parse
 from lic.codec.errors import ExportError, ModelMismatchError
 from lic.codec.graph_plan import CONSTANTS
 from lic.codec.image_io import Picture
-from lic.codec.models import HPCM, ContextModel, HPCMConfig, HyperpriorConfig, ScaleHyperprior
+from lic.codec.models import HPCM, ContextModel, HPCMConfig
 from lic.codec.pipeline import Codec
 from lic.export import context_export, onnx_export
 from lic.export.make_bundle import Description, make_bundle
+from tests.export.conftest import spread_hyperprior
 
 DESCRIPTION = Description(name="small", rate_point=3, lmbda=0.01)
 SMALL = HPCMConfig(
@@ -44,18 +45,8 @@ def hpcm(**options: Any) -> HPCM:
     return model.eval()
 
 
-def hyperprior() -> ScaleHyperprior:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(1)
-        model = ScaleHyperprior(HyperpriorConfig(N=8, M=12))
-        model.get_parameter("g_a.6.weight").mul_(40)
-        model.get_parameter("h_a.4.weight").mul_(10)
-        model.get_parameter("h_s.4.bias").uniform_(0, 3)
-    return model.eval()
-
-
 MODELS: dict[str, Callable[[], ContextModel]] = {
-    "hyperprior": hyperprior,
+    "hyperprior": spread_hyperprior,
     "hpcm": hpcm,
     # Without attention the parameters themselves are the next context.
     "phi, corrected": lambda: hpcm(heads=0, placement="corrected"),
@@ -217,7 +208,7 @@ def test_a_graph_that_differs_leaves_nothing_behind(
         return share(graph, weights)
 
     monkeypatch.setattr(context_export, "share_weights", damaged)
-    model: ContextModel = hyperprior()
+    model: ContextModel = spread_hyperprior()
     with pytest.raises(ExportError, match=r"^decoder\.onnx: "):
         make_bundle(model, tmp_path / "out", DESCRIPTION, graphs=True)
     assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from lic.codec.errors import ConfigError
 from lic.codec.models.bmshj2018 import FactorizedPrior
+from lic.codec.models.graphs import Decoder, Encoder
 
 Form = Literal["k5", "k6", "subpixel", "subpixel-reshape", "blocks"]
 FORMS: tuple[Form, ...] = ("k5", "k6", "subpixel", "subpixel-reshape", "blocks")
@@ -223,19 +224,12 @@ def _takes_a_picture(layer: nn.Conv2d) -> bool:
     )
 
 
-class ExternalEncoder(nn.Module):
+class ExternalEncoder(Encoder):
     """x (N, 3, H, W) in [0, 1] -> y less the medians (N, M, h, w), float: who calls rounds it.
 
     NPUs round ties differently or leave rounding and casts to the CPU. Symbols are the nearest
     integers, of two equally near ones the even; NaN and what 16 bits do not hold is to be refused.
     """
-
-    medians: Tensor
-
-    def __init__(self, model: FactorizedPrior) -> None:
-        super().__init__()
-        self.g_a = model.g_a
-        self.register_buffer("medians", model.entropy_bottleneck.medians.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y less the medians."""
@@ -243,15 +237,8 @@ class ExternalEncoder(nn.Module):
         return steps
 
 
-class ExternalDecoder(nn.Module):
+class ExternalDecoder(Decoder):
     """Symbols (N, M, h, w) as floats -> x_hat (N, 3, H, W): who calls clips it to [0, 1]."""
-
-    medians: Tensor
-
-    def __init__(self, model: FactorizedPrior) -> None:
-        super().__init__()
-        self.g_s = model.g_s
-        self.register_buffer("medians", model.entropy_bottleneck.medians.clone())
 
     def forward(self, symbols: Tensor) -> Tensor:
         """Return x_hat, not clipped."""
