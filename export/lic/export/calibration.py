@@ -93,6 +93,8 @@ def observe(
     Raises:
         ExportError: one has NaN or infinite values.
     """
+    if not tensors:
+        return
     open_graph = onnx.ModelProto()
     open_graph.CopyFrom(graph)
     del open_graph.graph.output[:]

@@ -11,7 +11,8 @@ tensors need no range because their integers are known:
   zero in the padding around it.
 
 The last two hold for symbols from -128 to 127. Where calibration comes near these ends, y stays in
-float in the encoder and gets a grid of its own in the decoder.
+float, and so do the last convolution of the encoder and the first of the decoder: a grid wide
+enough would round all small symbols to zero.
 
 Shapes: N batch, M latent channels, h w latent rows and columns, K C output and input channels.
 """
@@ -184,10 +185,13 @@ def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] 
     else:
         fixed[site] = PICTURE
         first = wiring.convolutions()[names[0]]
+        exact = ""
         if names[0] in layers and all(_largest(value) <= SYMBOL_LIMIT for value in inputs):
             exact = _expose_symbols(wiring, first)
-            if exact:
-                fixed[exact] = SYMBOLS
+        if exact:
+            fixed[exact] = SYMBOLS
+        else:
+            layers = tuple(name for name in layers if name != names[0])
     return Plan(graph=copied, layers=layers, fixed=fixed, left=left)
 
 
