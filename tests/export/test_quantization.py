@@ -167,6 +167,18 @@ def test_equalised_channels_compute_the_same(form: str) -> None:
     assert gap < 1e-5
 
 
+def test_equal_biases_are_not_one(graphs: Graphs) -> None:
+    """The exporter stores equal tensors once; a change of one must not reach the other."""
+    shared = onnx.ModelProto()
+    shared.CopyFrom(graphs[ENCODER])
+    for node in shared.graph.node:
+        if node.op_type == "Conv" and node.input[2] == "g_a.4.bias":
+            node.input[2] = "g_a.2.bias"
+    x = sample_picture()
+    made = run(session(quantise_graph(shared, [x], keep_float=["g_a.6"])), x)
+    assert np.mean(made != run(session(shared), x)) < 0.2
+
+
 @pytest.mark.parametrize("activation", ["gdn", "gdnish"])
 def test_other_activations_become_int8_around_their_convolutions(activation: Any) -> None:
     graphs = float_graphs(model_of(activation, activation), "subpixel")

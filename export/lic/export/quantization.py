@@ -155,6 +155,7 @@ def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] 
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(graph)
+    _separate_biases(copied)
     wiring = Wiring(copied)
     names = list(wiring.convolutions())
     unknown = set(keep_float) - set(names)
@@ -193,6 +194,22 @@ def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] 
         else:
             layers = tuple(name for name in layers if name != names[0])
     return Plan(graph=copied, layers=layers, fixed=fixed, left=left)
+
+
+def _separate_biases(graph: onnx.ModelProto) -> None:
+    """Give every convolution a bias of its own: the exporter stores equal ones once.
+
+    Raises:
+        ExportError: convolutions share their weights.
+    """
+    wiring = Wiring(graph)
+    for name, node in wiring.convolutions().items():
+        if len(wiring.consumers[node.input[1]]) > 1:
+            raise ExportError(f"{name}: its weights serve several convolutions")
+        if len(node.input) > 2 and len(wiring.consumers[node.input[2]]) > 1:
+            own = numpy_helper.from_array(wiring.value(node.input[2]), f"{name}.own_bias")
+            graph.graph.initializer.append(own)
+            node.input[2] = own.name
 
 
 def _largest(value: NDArray[Any]) -> float:
