@@ -94,7 +94,6 @@ def observe(
         ExportError: one has NaN or infinite values.
     """
     if not tensors:
-        # GDN has no channels to equalise, and no graph runs for nothing.
         return
     open_graph = onnx.ModelProto()
     open_graph.CopyFrom(graph)

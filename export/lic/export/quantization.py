@@ -11,7 +11,8 @@ tensors need no range because their integers are known:
   zero in the padding around it.
 
 The last two hold for symbols from -128 to 127. Where calibration comes near these ends, y stays in
-float in the encoder and gets a grid of its own in the decoder.
+float, and so do the last convolution of the encoder and the first of the decoder: a grid wide
+enough would round all small symbols to zero.
 
 Shapes: N batch, M latent channels, h w latent rows and columns, K C output and input channels.
 """
@@ -154,6 +155,7 @@ def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] 
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(graph)
+    _separate_biases(copied)
     wiring = Wiring(copied)
     names = list(wiring.convolutions())
     unknown = set(keep_float) - set(names)
@@ -184,11 +186,30 @@ def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] 
     else:
         fixed[site] = PICTURE
         first = wiring.convolutions()[names[0]]
+        exact = ""
         if names[0] in layers and all(_largest(value) <= SYMBOL_LIMIT for value in inputs):
             exact = _expose_symbols(wiring, first)
-            if exact:
-                fixed[exact] = SYMBOLS
+        if exact:
+            fixed[exact] = SYMBOLS
+        else:
+            layers = tuple(name for name in layers if name != names[0])
     return Plan(graph=copied, layers=layers, fixed=fixed, left=left)
+
+
+def _separate_biases(graph: onnx.ModelProto) -> None:
+    """Give every convolution a bias of its own: the exporter stores equal ones once.
+
+    Raises:
+        ExportError: convolutions share their weights.
+    """
+    wiring = Wiring(graph)
+    for name, node in wiring.convolutions().items():
+        if len(wiring.consumers[node.input[1]]) > 1:
+            raise ExportError(f"{name}: its weights serve several convolutions")
+        if len(node.input) > 2 and len(wiring.consumers[node.input[2]]) > 1:
+            own = numpy_helper.from_array(wiring.value(node.input[2]), f"{name}.own_bias")
+            graph.graph.initializer.append(own)
+            node.input[2] = own.name
 
 
 def _largest(value: NDArray[Any]) -> float:
