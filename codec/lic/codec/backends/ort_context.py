@@ -59,10 +59,17 @@ class PlannedGraphs:
         self._sessions = sessions
         self._where = f"{bundle.path / MANIFEST}"
         self.plan = Plan.from_dict(bundle.manifest.graphs["plan"], self._where)
+        self._graphs = tuple(dict.fromkeys(call.graph for call in self.plan.calls()))
         self._fixed = _fixed_arrays(bundle, self.plan)
+
+    def load(self) -> None:
+        """Make the sessions of all calls, unless they are made."""
+        self._sessions.load(*self._graphs)
 
     def run(self, calls: Iterable[Call], values: dict[str, NDArray[Any]]) -> None:
         """Make calls in order; each takes arrays from `values` and leaves its own there."""
+        # Together: the weights' file may have hundreds of megabytes, and its hash is checked.
+        self.load()
         for call in calls:
             inputs = {name: self._value(source, values) for name, source in call.inputs.items()}
             found = self._sessions.run(call.graph, inputs, list(call.outputs))
@@ -195,8 +202,8 @@ class OrtContextBackend:
 
     def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
         """Make the sessions of the directions asked for."""
-        steps = {call.graph for call in self._graphs.plan.calls()}
-        self._sessions.load(*steps, *([ENCODER] * encoder), *([DECODER] * decoder))
+        self._graphs.load()
+        self._sessions.load(*([ENCODER] * encoder), *([DECODER] * decoder))
 
     def analyze(self, x: Floats) -> State:
         """Return the state with y and z of x (1, 3, H, W) in [0, 1]."""

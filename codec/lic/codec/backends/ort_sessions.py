@@ -43,9 +43,11 @@ class Sessions:
         self._sessions: dict[str, Any] = {}
 
     def load(self, *graphs: str) -> None:
-        """Make the sessions of graphs now rather than at first use."""
-        for graph in graphs:
-            self._session(graph)
+        """Make the sessions of graphs now rather than at first use; weights are read once."""
+        missing = [graph for graph in dict.fromkeys(graphs) if graph not in self._sessions]
+        weights = self._bundle.read(WEIGHTS) if missing else b""
+        for graph in missing:
+            self._sessions[graph] = self._make_session(graph, weights)
 
     def run(
         self, graph: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
@@ -69,16 +71,14 @@ class Sessions:
         return found
 
     def _session(self, graph: str) -> Any:
-        if graph not in self._sessions:
-            self._sessions[graph] = self._make_session(graph)
+        self.load(graph)
         return self._sessions[graph]
 
-    def _make_session(self, graph: str) -> Any:
+    def _make_session(self, graph: str, weights: bytes) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        weights = self._bundle.read(WEIGHTS)
         # From memory: exactly the bytes whose hash was checked, and it works inside a .zip.
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         providers = list(dict.fromkeys([self._provider, PROVIDERS["cpu"]]))
