@@ -298,7 +298,8 @@ def _from_bytes(kind: Kind, cls: type[T], data: bytes, where: str) -> T:
     if values.get("kind") != kind:
         raise ConfigError(f"{where}: kind is {values.get('kind')!r}; expected {kind!r}")
     rest = {name: v for name, v in values.items() if name not in ("format", "version", "kind")}
-    return _build(cls, rest, where)
+    made: T = _build(cls, rest, where)
+    return made
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
