@@ -90,9 +90,18 @@ def test_the_opset_is_the_one_asked_for(
         (("--calib-method", "rd"), "--calib-method means nothing without --int8"),
         (("--int8", "--calib", ".", "--calib-method", "best"), "method is 'best'; expected"),
         (("--int8", "--calib", ".", "--int8-sides", "left"), "sides is 'left'; expected"),
-        (("--part", "full", "--int8"), "--int8 means nothing for single graphs"),
+        (("--part", "encoder", "--int8"), "--int8 needs pictures to take its ranges from"),
+        (("--part", "full", "--int8", "--calib", "."), "--int8 is not for --part full"),
+        (
+            ("--part", "encoder", "--int8", "--calib", ".", "--int8-sides", "encoder"),
+            "--int8-sides means nothing for single graphs",
+        ),
+        (
+            ("--part", "encoder", "--int8", "--calib", ".", "--input-size", "60,64"),
+            "60,64; expected multiples of 16",
+        ),
         (("--part", "full", "--external-round"), "--external-round is for the encoder and the"),
-        (("--part", "full", "--fp16"), "--fp16 is not for --part full of bmshj2018-factorized"),
+        (("--part", "full", "--fp16"), "--fp16 is not for --part full, whose bits"),
         (("--part", "decoder", "--upsample", "k7"), "upsample is 'k7'; expected one of k5"),
         (("--upsample", "k7"), "upsample is 'k7'; expected one of k5"),
         (("--dtype", "float16"), "--dtype means nothing with tiny-relu q1, a bundle"),
@@ -162,6 +171,42 @@ def test_int8_on_the_decoder_only(
     assert "precision" not in made.manifest.graphs["encoder"]
     operators = {n.op_type for n in onnx.load(tmp_path / "int8" / "decoder.onnx").graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "shape"),
+    [
+        ("encoder", ("--input-size", "64,96"), [1, 3, 64, 96]),
+        ("decoder", ("--input-size", "64,96", "--opset", "17"), [1, 12, 4, 6]),
+        ("encoder", ("--external-round", "--upsample", "k6", "--opset", "13"), [1, 3, 0, 0]),
+        ("decoder", ("--external-round", "--upsample", "subpixel"), [1, 12, 0, 0]),
+    ],
+)
+def test_a_single_int8_graph(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path, photo: NDArray[np.uint8],
+    part: str, options: tuple[str, ...], shape: list[int],
+) -> None:  # fmt: skip
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo).save(tmp_path / "photos" / "a.png")
+    done = lic(
+        "export", tiny_bundle, "-o", tmp_path, "--part", part, "--int8",
+        "--calib", tmp_path / "photos", *options, "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert 0 < told["error"] < 0.2
+    graph = onnx.load(tmp_path / f"{part}.onnx")
+    assert metadata(tmp_path / f"{part}.onnx")["lic.precision"] == "int8"
+    (given,), (left,) = graph.graph.input, graph.graph.output
+    assert [dim.dim_value for dim in given.type.tensor_type.shape.dim] == shape
+    operators = {node.op_type for node in graph.graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    assert "Shape" not in operators or not shape[3]
+    outside = "--external-round" in options
+    assert outside == ("Round" not in operators and "Clip" not in operators)
+    kinds = {given.type.tensor_type.elem_type, left.type.tensor_type.elem_type}
+    assert kinds == {onnx.TensorProto.FLOAT} | (set() if outside else {onnx.TensorProto.INT32})
+    onnxruntime.InferenceSession(graph.SerializeToString())
 
 
 def test_a_calibration_folder_without_pictures(lic: Lic, tiny_bundle: Path, tmp_path: Path) -> None:

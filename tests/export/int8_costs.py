@@ -29,10 +29,11 @@ from lic.codec.metrics import bpp, psnr
 from lic.codec.models import FactorizedPrior
 from lic.codec.pipeline import Codec
 from lic.codec.tiling import to_network
-from lic.export.calibration import run, session
 from lic.export.forms import FORMS
+from lic.export.graph_check import run, session
 from lic.export.int8_bundle import Int8Options, quantise_bundle
-from lic.export.variants import float_graphs
+from lic.export.parts import GraphOptions
+from lic.export.variants import part_graphs
 
 Say = Callable[[str], None]
 REPEATS = 5
@@ -136,14 +137,14 @@ def report_times(
     xs = [to_network(p.pixels, bundle.manifest.padding) for p in pictures[: options.timed]]
     say("\n| graph | float32 CPU ms | int8 CPU ms | float32 k5 : int8 | wall |")
     say("|---|---|---|---|---|")
-    plain = float_graphs(model, "k5")
+    plain = part_graphs(model, GraphOptions(upsample="k5"))
     start = session(plain[ENCODER])
     seen = {ENCODER: xs, DECODER: [run(start, x) for x in xs]}
     for side in (ENCODER, DECODER):
         running = {"float32 k5": session(plain[side])}
         for form, made_graphs in graphs.items():
             running[f"{form} int8"] = session(made_graphs[side])
-            running[form] = session(float_graphs(model, form)[side])
+            running[form] = session(part_graphs(model, GraphOptions(upsample=form))[side])
         spent = times(running, dict.fromkeys(running, seen[side]))
         for form in graphs:
             own, quick, base = spent[form], spent[f"{form} int8"], spent["float32 k5"]

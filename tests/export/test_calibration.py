@@ -98,10 +98,11 @@ def test_means_are_over_all_pictures_pixels() -> None:
 def test_bits_are_what_the_coder_writes() -> None:
     mass = np.array([0.05, 0.2, 0.5, 0.2, 0.04, 0.01])
     tables = build_tables([mass, mass], [-2, -2])
-    symbols = np.random.default_rng(0).choice(5, (1, 2, 60, 50), p=mass[:5] / mass[:5].sum()) - 2
+    drawn = np.random.default_rng(0).choice(5, (1, 2, 60, 50), p=mass[:5] / mass[:5].sum())
+    symbols = (drawn - 2).astype(np.int16)
     writer = Writer(tables)
     indexes = np.broadcast_to(np.arange(2, dtype=np.uint16)[:, None, None], symbols.shape[1:])
-    writer.code(symbols[0].astype(np.int16), indexes)
+    writer.code(symbols[0], indexes)
     assert abs(symbol_bits(symbols, tables) / 8 - sum(map(len, writer.finish()))) < 20
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from lic.codec.errors import ConfigError
 from lic.codec.models import HyperpriorConfig, ScaleHyperprior
 from lic.codec.models.graphs import Decoder, Encoder
-from lic.export.calibration import run, session
 from lic.export.forms import FORMS, external_round, with_upsampling
+from lic.export.graph_check import run, session
 from lic.export.onnx_export import any_size, export_graph
 from tests.export.conftest import model_of
 

@@ -84,12 +84,32 @@ def test_equal_graphs_pass() -> None:
     check("a", graph_of(100 * W, rounded=True), b"", Rounded(100 * W), examples())
 
 
-@pytest.mark.parametrize("factor", [1.001, float("nan"), float("inf")])
-def test_a_perturbed_weight_is_noticed(factor: float) -> None:
+@pytest.mark.parametrize(
+    ("factor", "told"),
+    [
+        (1.001, "differs from torch by"),
+        (float("nan"), "has NaN or infinite values"),
+        (float("inf"), "has NaN or infinite values"),
+    ],
+)
+def test_a_perturbed_weight_is_noticed(factor: float, told: str) -> None:
     changed = W.clone()
     changed[0, 1] *= factor
-    with pytest.raises(ExportError, match=r"name .* differs from torch by"):
+    with pytest.raises(ExportError, match=rf"name .* {told}"):
         check("name", graph_of(changed), b"", Scale(W), examples())
+
+
+def test_what_is_rounded_is_compared_before() -> None:
+    near, far = (torch.full((1, 3, 1, 1), v) for v in (0.1, 0.2))
+    x = torch.ones(1, 3, 2, 2)
+    assert check("a", graph_of(near, rounded=True), b"", Rounded(near), [x]).flips == 0
+    with pytest.raises(ExportError, match=r"it is rounded\) differs from torch by 1\.00e-01"):
+        check("a", graph_of(far, rounded=True), b"", Rounded(near), [x])
+
+
+def test_rounding_that_only_one_of_them_does_is_noticed() -> None:
+    with pytest.raises(ExportError, match="rounds 1 times, torch 0"):
+        check("a", graph_of(W, rounded=True), b"", Scale(W), examples())
 
 
 def test_a_perturbed_weight_is_noticed_behind_rounding() -> None:
@@ -112,8 +132,11 @@ def test_one_rounding_that_falls_the_other_way_is_allowed() -> None:
 
 
 def test_an_output_of_another_kind_is_noticed() -> None:
-    with pytest.raises(ExportError, match=r"is int32 .* torch's float32"):
-        check("a", graph_of(W, rounded=True), b"", Scale(W), examples())
+    graph = graph_of(W)
+    graph.graph.node.append(helper.make_node("Cast", ["y"], ["whole"], to=TensorProto.INT32))
+    graph.graph.output[0].CopyFrom(helper.make_tensor_value_info("whole", TensorProto.INT32, None))
+    with pytest.raises(ExportError, match=r"is int32, torch's float32"):
+        check("a", graph, b"", Scale(W), examples())
 
 
 def test_a_graph_that_does_not_load_is_named() -> None:

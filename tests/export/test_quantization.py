@@ -19,22 +19,31 @@ from lic.codec.container import parse
 from lic.codec.errors import ConfigError, ExportError, ImageError, OutputError
 from lic.codec.image_io import Picture
 from lic.codec.models import FactorizedPrior
+from lic.codec.models.graphs import Decoder
 from lic.codec.models.int8_files import QuantizedLayer, load_converted
 from lic.codec.pipeline import Codec
-from lic.export.calibration import METHODS, run, session
+from lic.export.calibration import METHODS
 from lic.export.equalisation import equalise, pairs
 from lic.export.forms import FORMS
+from lic.export.graph_check import run, session
 from lic.export.half import check_half, half_graph
 from lic.export.int8_bundle import Int8Options, quantise_bundle, trained_bundle
+from lic.export.int8_plan import levels_of
+from lic.export.int8_prepare import prepare
 from lic.export.make_bundle import Description
+from lic.export.parts import GraphOptions
 from lic.export.qdq import SYMBOLS, Wiring
-from lic.export.quantization import levels_of, prepare, quantise_graph
-from lic.export.variants import float_graphs, half_bundle, sample_picture, write_variant
+from lic.export.quantization import quantise_graph
+from lic.export.variants import half_bundle, part_graphs, sample_picture, write_variant
 from lic.trainers.qat import convert, save_converted
 from tests.export.conftest import model_of
 from tests.trainers.quantised import calibrated
 
 Graphs = dict[str, onnx.ModelProto]
+
+
+def in_form(model: FactorizedPrior, form: str) -> Graphs:
+    return part_graphs(model, GraphOptions(upsample=form))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,7 @@ def model(tiny_bundle: Path) -> FactorizedPrior:
 @pytest.fixture(scope="module")
 def graphs() -> Graphs:
     """Graphs of a model whose symbols fit 8 bits; those of `model` do not."""
-    return float_graphs(model_of("relu", "relu"), "blocks")
+    return in_form(model_of("relu", "relu"), "blocks")
 
 
 def _operators(graph: onnx.ModelProto) -> list[str]:
@@ -157,7 +166,7 @@ def test_symbols_beyond_8_bits_leave_y_in_float(graphs: Graphs) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_equalised_channels_compute_the_same(form: str) -> None:
-    graph = float_graphs(model_of("relu", "relu"), form)[DECODER]
+    graph = in_form(model_of("relu", "relu"), form)[DECODER]
     found = pairs(graph)
     assert len(found) == 3
     rng = np.random.default_rng(0)
@@ -182,7 +191,7 @@ def test_equal_biases_are_not_one(graphs: Graphs) -> None:
 
 @pytest.mark.parametrize("activation", ["gdn", "gdnish"])
 def test_other_activations_become_int8_around_their_convolutions(activation: Any) -> None:
-    graphs = float_graphs(model_of(activation, activation), "subpixel")
+    graphs = in_form(model_of(activation, activation), "subpixel")
     x = sample_picture()
     symbols = run(session(graphs[ENCODER]), x)
     for name, value in ((ENCODER, x), (DECODER, symbols)):
@@ -219,7 +228,7 @@ def test_what_cannot_become_int8_says_so(graphs: Graphs) -> None:
 def test_nan_in_a_model_is_refused_and_leaves_nothing(
     tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = float_graphs
+    real = part_graphs
 
     def broken(*args: Any) -> Graphs:
         graphs = real(*args)
@@ -229,7 +238,7 @@ def test_nan_in_a_model_is_refused_and_leaves_nothing(
                 initializer.CopyFrom(numpy_helper.from_array(value, initializer.name))
         return graphs
 
-    monkeypatch.setattr("lic.export.int8_bundle.float_graphs", broken)
+    monkeypatch.setattr("lic.export.int8_bundle.part_graphs", broken)
     with pytest.raises(ExportError, match="NaN or infinite"):
         quantise_bundle(
             Bundle.open(tiny_bundle), tmp_path / "int8", photos, Int8Options(sides="decoder")
@@ -240,7 +249,7 @@ def test_nan_in_a_model_is_refused_and_leaves_nothing(
 def test_graphs_that_compute_something_else_are_refused(
     tiny_bundle: Path, model: FactorizedPrior, tmp_path: Path
 ) -> None:
-    other = float_graphs(model, "blocks")[DECODER]
+    other = in_form(model, "blocks")[DECODER]
     (weight,) = (i for i in other.graph.initializer if i.name == "g_s.6.conv.weight")
     weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
     with pytest.raises(ExportError, match="mean squared error"):
@@ -332,10 +341,15 @@ def test_half_precision_stays_within_its_tolerance(
     held = {i.data_type for i in half.graph.initializer if len(i.dims) == 4 and "g_s" in i.name}
     assert held == {onnx.TensorProto.FLOAT16}
     assert half.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    other = half_graph(float_graphs(_shifted(bundle), "blocks")[DECODER])
+    other = half_graph(in_form(_shifted(bundle), "blocks")[DECODER])
     symbols = np.zeros((1, 12, 2, 2), np.int32)
-    with pytest.raises(ExportError, match="float16: x_hat differs"):
-        check_half(float_graphs(model, "blocks")[DECODER], other, [symbols])
+    with pytest.raises(ExportError, match="float16 as a graph: outputs differ"):
+        check_half(
+            in_form(model, "blocks")[DECODER],
+            other,
+            Decoder(model),
+            [symbols],
+        )
 
 
 def _shifted(bundle: Bundle) -> FactorizedPrior:

@@ -1,7 +1,8 @@
 """lic export: graphs and bundles from whatever holds a model."""
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -17,8 +18,9 @@ from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
     from lic.codec.bundle import Bundle
+    from lic.export.int8_bundle import Int8Options
     from lic.export.make_bundle import Description
-    from lic.export.parts import GraphOptions
+    from lic.export.parts import Exported, GraphOptions
 
 BUNDLE = "bundle"
 PARTS = ("full", "encoder", "decoder", BUNDLE)
@@ -78,7 +80,7 @@ def export(
         bool, typer.Option("--fp16", help="Graphs that compute in float16: for GPUs and NPUs.")
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="A bundle whose graphs compute in int8; wants --calib.")
+        bool, typer.Option("--int8", help="Graphs that compute in int8; wants --calib.")
     ] = False,
     calib: Annotated[
         Path | None, typer.Option(help="Folder of pictures that int8 ranges are taken from.")
@@ -115,9 +117,11 @@ def export(
         "--int8-sides": int8_sides,
     }  # fmt: skip
     _refuse("without --int8", of_int8 if not int8 else {})
+    if int8 and calib is None:
+        raise ConfigError("--int8 needs pictures to take its ranges from: --calib FOLDER")
     out = Output(as_json=as_json)
     if BUNDLE not in parts:
-        _refuse("for single graphs", {"--int8": int8, "--dtype": dtype != "float32"})
+        _refuse("for single graphs", {"--int8-sides": int8_sides, "--dtype": dtype != "float32"})
         require("export", "torch", "onnxscript")
         from lic.export.parts import GraphOptions
 
@@ -125,7 +129,9 @@ def export(
             size=_size(input_size), upsample=upsample or "k5", external_round=external_round,
             half=fp16, **({} if opset is None else {"opset": opset}),
         )  # fmt: skip
-        _export_graphs(_source(source, rate), output, parts, graph_options, force=force, out=out)
+        calibrated = _calibrated(of_int8, upsample) if int8 else None
+        found = _source(source, rate)
+        _export_graphs(found, output, parts, graph_options, calibrated, force=force, out=out)
         return
     if len(parts) > 1:
         raise ConfigError("--part bundle is a folder of its own; export single graphs separately")
@@ -133,11 +139,9 @@ def export(
         "--input-size": input_size, "--opset": opset, "--external-round": external_round
     }  # fmt: skip
     _refuse("for a bundle, which codes pictures of all sizes", of_graphs)
-    if int8 and calib is None:
-        raise ConfigError("--int8 needs pictures to take its ranges from: --calib FOLDER")
     require("export", "torch", "onnxscript")
     make = _bundle_maker(upsample, fp16=fp16, of_int8=of_int8 if int8 else {}, force=force)
-    _export_bundle(source, rate, output, dtype, make, force=force, out=out)
+    _export_bundle(source, rate, output, dtype, make, int8=int8, force=force, out=out)
 
 
 def _refuse(why: str, given: dict[str, Any]) -> None:
@@ -190,14 +194,35 @@ class Source:
         """Write a bundle with graphs."""
         from lic.export.make_bundle import add_graphs, make_bundle
 
+        self._check_dtype(dtype)
         if self.bundle:
-            _refuse(f"with {self.bundle.label}, a bundle", {"--dtype": dtype != "float32"})
             return add_graphs(self.bundle, target, overwrite=force)
         assert self.description
         return make_bundle(
             self.model, target, self.description,
             dtype=cast(Any, dtype), graphs=True, overwrite=force,
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def ready(self, dtype: str = "float32", *, graphs: bool = False) -> Iterator["Bundle"]:
+        """Give the bundle that others are made from; `graphs`: of models with a context, too."""
+        from lic.export.make_bundle import make_bundle
+
+        self._check_dtype(dtype)
+        if self.bundle and (self.bundle.has_graphs or not graphs):
+            yield self.bundle
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "float"
+            if graphs:
+                yield self.whole(target, dtype, force=False)
+                return
+            assert self.description
+            yield make_bundle(self.model, target, self.description, dtype=cast(Any, dtype))
+
+    def _check_dtype(self, dtype: str) -> None:
+        if self.bundle:
+            _refuse(f"with {self.bundle.label}, a bundle", {"--dtype": dtype != "float32"})
 
 
 def _source(source: str, rate: int | None) -> Source:
@@ -226,19 +251,14 @@ def _bundle_maker(
 ) -> Make | None:
     """Return what turns a bundle into the one asked for, None where it is that already."""
     from lic.export.forms import Form, check_form
-    from lic.export.int8_bundle import Int8Options, quantise_bundle
+    from lic.export.int8_bundle import quantise_bundle
     from lic.export.variants import form_bundle, half_bundle
 
     form = cast(Form, upsample)
     if upsample:
         check_form(upsample)
     if of_int8:
-        asked = {
-            "method": of_int8["--calib-method"], "crops": of_int8["--calib-count"],
-            "sides": of_int8["--int8-sides"], "upsample": upsample,
-        }  # fmt: skip
-        settings = Int8Options(**{name: value for name, value in asked.items() if value})
-        folder = of_int8["--calib"]
+        folder, settings = _calibrated(of_int8, upsample)
         return lambda bundle, target: quantise_bundle(
             bundle, target, folder, settings, overwrite=force
         )
@@ -249,6 +269,18 @@ def _bundle_maker(
     return None
 
 
+def _calibrated(of_int8: dict[str, Any], upsample: str) -> tuple[Path, "Int8Options"]:
+    """Return the folder of the calibration's pictures, and what is made of them."""
+    from lic.export.int8_bundle import Int8Options
+
+    asked = {
+        "method": of_int8["--calib-method"], "crops": of_int8["--calib-count"],
+        "sides": of_int8["--int8-sides"], "upsample": upsample,
+    }  # fmt: skip
+    settings = Int8Options(**{name: value for name, value in asked.items() if value})
+    return of_int8["--calib"], settings
+
+
 def _export_bundle(
     source: str,
     rate: int | None,
@@ -256,6 +288,7 @@ def _export_bundle(
     dtype: str,
     make: Make | None,
     *,
+    int8: bool,
     force: bool,
     out: Output,
 ) -> None:
@@ -271,11 +304,9 @@ def _export_bundle(
         found = _source(source, rate)
         if make is None:
             bundle = found.whole(target, dtype, force=force)
-        elif found.bundle and found.bundle.has_graphs:
-            bundle = make(found.bundle, target)
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                bundle = make(found.whole(Path(folder) / "float", dtype, force=False), target)
+            with found.ready(dtype, graphs=not int8) as floating:
+                bundle = make(floating, target)
     size = sum(entry["bytes"] for entry in bundle.manifest.files.values())
     values = {
         "path": str(bundle.path),
@@ -295,24 +326,48 @@ def _trained_bundle(path: Path, target: Path, *, force: bool) -> "Bundle":
     return trained_bundle(path, target, Description(name=name, rate_point=1), overwrite=force)
 
 
+@contextlib.contextmanager
+def _exporter(
+    source: Source, graph_options: "GraphOptions", calibrated: "tuple[Path, Int8Options] | None"
+) -> Iterator[tuple[str, Callable[[str], "Exported"]]]:
+    """Give a model's fingerprint, and what makes a graph of a part."""
+    from lic.export.int8_bundle import quantise_part
+    from lic.export.parts import export_part
+
+    if calibrated is None:
+        model, fingerprint = source.loaded()
+        yield fingerprint, lambda part: export_part(model, cast(Any, part), graph_options)
+        return
+    with source.ready() as bundle:
+        yield (
+            bundle.manifest.fingerprint,
+            lambda part: quantise_part(bundle, cast(Any, part), *calibrated, graph_options),
+        )
+
+
 def _export_graphs(
     source: Source,
     folder: Path,
     parts: tuple[str, ...],
     graph_options: "GraphOptions",
+    calibrated: "tuple[Path, Int8Options] | None",
     *,
     force: bool,
     out: Output,
 ) -> None:
-    from lic.export.parts import export_part, with_facts
+    from lic.export.parts import with_facts
 
     targets = {part: folder / f"{part}.onnx" for part in parts}
     for target in targets.values():
         check_target(target, force=force)
-    model, fingerprint = source.loaded()
+    precision = "int8" if calibrated else "float16" if graph_options.half else "float32"
+    with _exporter(source, graph_options, calibrated) as (fingerprint, export_one):
+        made = {part: export_one(part) for part in parts}
     for part, target in targets.items():
-        exported = export_part(model, cast(Any, part), graph_options)
-        facts = {"model": source.label, "part": part, "fingerprint": fingerprint}
+        exported = made[part]
+        facts = {
+            "model": source.label, "part": part, "fingerprint": fingerprint, "precision": precision
+        }  # fmt: skip
         data = with_facts(exported, facts).SerializeToString()
         write_output(data, target, force=force)
         agreement = exported.agreement

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 from onnxruntime.quantization.calibrate import HistogramCollector
@@ -19,6 +18,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from lic.codec.benchmark.evaluate import find_pictures, read_plain
 from lic.codec.errors import ConfigError, ExportError
 from lic.codec.tiling import Padding, to_network
+from lic.export.graph_check import session
 
 Method = Literal["minmax", "entropy", "percentile", "rd"]
 METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile", "rd")
@@ -59,30 +59,6 @@ def calibration_crops(
         crop = np.ascontiguousarray(pixels[top : top + side, left : left + side])
         crops.append(to_network(crop, padding))
     return crops
-
-
-def session(graph: onnx.ModelProto, *, threads: int = 1) -> Any:
-    """Return an ONNX Runtime session of a self-contained graph.
-
-    Raises:
-        ExportError: ONNX Runtime refuses the graph.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(
-            graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # ONNX Runtime's own classes share no base but Exception.
-        raise ExportError(f"ONNX Runtime cannot load the graph: {error}") from None
-
-
-def run(of: Any, value: NDArray[Any]) -> NDArray[Any]:
-    """Return the only output of a session for its only input."""
-    (result,) = of.run(None, {of.get_inputs()[0].name: value})
-    array: NDArray[Any] = result
-    return array
 
 
 def observe(

@@ -14,7 +14,7 @@ from torch import Tensor
 from lic.codec.graph_plan import CONSTANTS, FROM_CONSTANTS, FROM_WEIGHTS, Call
 from lic.codec.models import ContextModel
 from lic.codec.models.context_graphs import DECODER, ENCODER, Piece, Pieces, take_apart
-from lic.export.graph_check import Run, check_graph
+from lic.export.graph_check import Rounded, Run, check_graph
 from lic.export.onnx_export import any_size, export_graph, share_weights
 
 # In strides: two and three, so that no length is mistaken for another; then the smallest.
@@ -87,10 +87,11 @@ class _Recorder:
         piece = self._parts.pieces[name]
         given = {each: self._value(inputs[each]) for each in piece.inputs}
         self.examples.setdefault(name, given)
-        result = piece.module(*given.values())
+        with Rounded() as before:
+            result = piece.module(*given.values())
         found = result if isinstance(result, tuple) else (result,)
         made = dict(zip(piece.outputs, found, strict=True))
-        self.runs[name].append(Run(_as_arrays(given), _as_arrays(made)))
+        self.runs[name].append(Run(_as_arrays(given), _as_arrays(made), before.values))
         for each, target in outputs.items():
             self._values[target] = made[each]
 

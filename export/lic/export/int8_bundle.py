@@ -5,30 +5,34 @@ convolution.
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from lic.codec.backends.torch_backend import load_model
 from lic.codec.bundle import DECODER, ENCODER, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError, OutputError
-from lic.codec.latents import checked_symbols
 from lic.codec.models import MODELS, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 from lic.codec.models.int8_files import QuantizedLayer, load_converted
 from lic.codec.models.parameter_counts import check_size
-from lic.export.calibration import CROPS, METHODS, SIDE, Method, calibration_crops, run, session
+from lic.export.calibration import CROPS, METHODS, SIDE, Method, calibration_crops
+from lic.export.fixed_size import fixed_size
 from lic.export.forms import Form, FromBlocks, SubPixel, check_form, with_upsampling
+from lic.export.graph_check import compare, session
 from lic.export.make_bundle import Description, make_bundle
+from lic.export.parts import Exported, GraphOptions, Part, picture_size
 from lic.export.qdq import PICTURE, IntegerLayer, Levels, Wiring, write_qdq
 from lic.export.quantization import quantise_graph
-from lic.export.rate_distortion import Loss
-from lic.export.variants import factorized, float_graphs, sample_picture, write_variant
+from lic.export.rate_distortion import Loss, check_distortion, symbols_of
+from lic.export.variants import part_graphs, sample_picture, write_variant
 
 Sides = Literal["encoder", "decoder", "both"]
 SIDES: tuple[Sides, ...] = ("encoder", "decoder", "both")
@@ -89,44 +93,128 @@ def quantise_bundle(
     options = options or Int8Options()
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; choose another name or overwrite")
-    model = factorized(bundle)
-    pictures = calibration_crops(
-        calibration, padding=bundle.manifest.padding, count=options.crops, side=options.side
+    found = _quantised(
+        bundle,
+        calibration,
+        options,
+        part_graphs(factorized(bundle), GraphOptions(upsample=options.upsample)),
     )
-    graphs = float_graphs(model, options.upsample)
-    running = session(graphs[ENCODER])
-    symbols = [run(running, x) for x in pictures]
-    for values in symbols:
-        checked_symbols(values, "y")
-    loss = None
-    if options.method == "rd":
-        lmbda = options.lmbda or bundle.manifest.lmbda
-        loss = Loss(pictures, graphs[ENCODER], graphs[DECODER], bundle.tables, lmbda)
-    made: dict[str, bytes] = {}
-    if options.sides != "decoder":
-        last = list(Wiring(graphs[ENCODER]).convolutions())[-1:]
-        kept = last if options.float_ends else []
-        made[ENCODER] = quantise_graph(
-            graphs[ENCODER],
-            pictures,
-            method=options.method,
-            keep_float=kept,
-            loss=loss.of_encoder if loss else None,
-        ).SerializeToString()
-    if options.sides != "encoder":
-        made[DECODER] = quantise_graph(
-            graphs[DECODER],
-            symbols,
-            method=options.method,
-            loss=loss.of_decoder if loss else None,
-        ).SerializeToString()
+    made = {name: graph.SerializeToString() for name, graph in found.graphs.items()}
     note = {
         "precision": "int8",
         "method": options.method,
         "upsample": options.upsample,
-        "crops": len(pictures),
+        "crops": len(found.pictures),
     }
-    return write_variant(bundle, target, made, note, picture=pictures[0], overwrite=overwrite)
+    return write_variant(bundle, target, made, note, picture=found.pictures[0], overwrite=overwrite)
+
+
+def quantise_part(
+    bundle: Bundle,
+    part: Part,
+    calibration: Path,
+    options: Int8Options | None = None,
+    graph_options: GraphOptions | None = None,
+) -> Exported:
+    """Return an int8 encoder or decoder as a single graph, and how far it is from float32.
+
+    Its agreement is with the float graph on the pictures of the calibration. A picture coded with
+    it and the float graph of the other side comes back first.
+
+    Args:
+        bundle: of a factorized prior.
+        part: "encoder" or "decoder".
+        calibration: folder of pictures.
+        options: `sides` means nothing here.
+        graph_options: size, opset and external rounding; the form is that of `options`.
+
+    Raises:
+        ConfigError: another part, an option that cannot work, or a model with a context.
+        ImageError: no pictures in the folder, or one that cannot be read.
+        ExportError: the graph cannot become int8, or the check failed.
+    """
+    if part == "full":
+        raise ConfigError(
+            "--int8 is not for --part full, whose bits hang on more digits; take encoder, decoder"
+        )
+    given = graph_options or GraphOptions()
+    size = picture_size(given.size, bundle.manifest.stride)
+    options = replace(options or Int8Options(), sides=part)
+    form = replace(given, size=None, upsample=options.upsample)
+    floats = part_graphs(factorized(bundle), form)
+    found = _quantised(bundle, calibration, options, floats)
+    ((name, graph),) = found.graphs.items()
+    inputs = found.pictures if part == "encoder" else _entering(floats, found.symbols)
+    agreement = compare(part, floats[name], graph, inputs)
+    check_distortion(bundle.label, found.pictures[0], floats, {**floats, name: graph})
+    if size is not None:
+        scale = 1 if part == "encoder" else bundle.manifest.stride
+        graph = fixed_size(graph, (size[0] // scale, size[1] // scale))
+    return Exported(graph, agreement)
+
+
+def factorized(bundle: Bundle) -> FactorizedPrior:
+    """Return the model of a bundle that can become int8.
+
+    Raises:
+        ConfigError: a model with a context.
+    """
+    model = load_model(bundle)
+    if not isinstance(model, FactorizedPrior):
+        raise ConfigError(
+            f"{bundle.label}: only {FactorizedPrior.name} can become int8, whose graphs are chains "
+            "between pictures and symbols; --fp16 takes all models"
+        )
+    return model
+
+
+class _Quantised(NamedTuple):
+    """Graphs by file name, and what calibrated them: pictures and symbols."""
+
+    graphs: dict[str, onnx.ModelProto]
+    pictures: list[NDArray[np.float32]]
+    symbols: list[NDArray[np.int16]]
+
+
+def _quantised(
+    bundle: Bundle, calibration: Path, options: Int8Options, floats: dict[str, onnx.ModelProto]
+) -> _Quantised:
+    pictures = calibration_crops(
+        calibration, padding=bundle.manifest.padding, count=options.crops, side=options.side
+    )
+    running = session(floats[ENCODER])
+    symbols = [symbols_of(running, x) for x in pictures]
+    loss = None
+    if options.method == "rd":
+        lmbda = options.lmbda or bundle.manifest.lmbda
+        loss = Loss(pictures, floats[ENCODER], floats[DECODER], bundle.tables, lmbda)
+    made: dict[str, onnx.ModelProto] = {}
+    if options.sides != "decoder":
+        last = list(Wiring(floats[ENCODER]).convolutions())[-1:]
+        made[ENCODER] = quantise_graph(
+            floats[ENCODER],
+            pictures,
+            method=options.method,
+            keep_float=last if options.float_ends else [],
+            loss=loss.of_encoder if loss else None,
+        )
+    if options.sides != "encoder":
+        made[DECODER] = quantise_graph(
+            floats[DECODER],
+            _entering(floats, symbols),
+            method=options.method,
+            loss=loss.of_decoder if loss else None,
+        )
+    return _Quantised(made, pictures, symbols)
+
+
+def _entering(
+    floats: dict[str, onnx.ModelProto], symbols: list[NDArray[np.int16]]
+) -> list[NDArray[Any]]:
+    """Return symbols in the type that the decoder takes."""
+    (entry,) = floats[DECODER].graph.input
+    kind = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+    return [values.astype(kind) for values in symbols]
 
 
 def trained_bundle(
@@ -161,7 +249,7 @@ def trained_bundle(
     except RuntimeError as error:
         raise ModelMismatchError(f"{path}: {error}") from None
     assert isinstance(model, FactorizedPrior), "asked before"
-    graphs = float_graphs(model, upsample)
+    graphs = part_graphs(model, GraphOptions(upsample=upsample))
     made = {}
     for name, module in ((ENCODER, Encoder(model)), (DECODER, Decoder(model))):
         in_form = with_upsampling(module, upsample)

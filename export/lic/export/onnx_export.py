@@ -134,7 +134,31 @@ def _export_by_tracing(
             opset_version=opset,
             dynamo=False,
         )
-        return onnx.load(path)
+        model = onnx.load(path)
+    _store_constants(model.graph)
+    return model
+
+
+def _store_constants(graph: onnx.GraphProto) -> None:
+    """Store what this exporter makes by nodes: constants, and of equal weights all but one."""
+    held = {i.name: i for i in graph.initializer}
+    kept = []
+    for node in graph.node:
+        source = None
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            source = node.attribute[0].t
+        elif node.op_type == "Identity":
+            source = held.get(node.input[0])
+        if source is not None:
+            own = onnx.TensorProto()
+            own.CopyFrom(source)
+            own.name = node.output[0]
+            held[own.name] = own
+            graph.initializer.append(own)
+        else:
+            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _drop_prefix(graph: onnx.GraphProto, prefix: str) -> None:
@@ -142,10 +166,8 @@ def _drop_prefix(graph: onnx.GraphProto, prefix: str) -> None:
     for initializer in graph.initializer:
         initializer.name = initializer.name.removeprefix(prefix)
     for node in graph.node:
-        # Of equal tensors one exporter keeps a single one, and makes the others of it by a node.
-        for names in (node.input, node.output):
-            for number, name in enumerate(names):
-                names[number] = name.removeprefix(prefix)
+        for number, name in enumerate(node.input):
+            node.input[number] = name.removeprefix(prefix)
 
 
 def _erfc(graph: Any, x: Any) -> Any:

@@ -115,14 +115,13 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
         ExportError: the part cannot be exported, or differs from torch.
     """
     made = module_of(model.eval(), part, external_round=options.external_round)
-    if options.half and len(made.outputs) > 1:
+    if options.half and part == "full":
         raise ConfigError(
-            f"--fp16 is not for --part {part} of {model.name}, whose bits or entropy tables hang "
-            "on more digits; take the decoder, or an encoder that gives symbols alone"
+            "--fp16 is not for --part full, whose bits hang on more digits; take encoder, decoder"
         )
     plain = made.module.eval()
     in_form = plain if options.upsample == "k5" else with_upsampling(plain, options.upsample)
-    rows, columns = _size(options.size, model.stride) or (2 * model.stride, 3 * model.stride)
+    rows, columns = picture_size(options.size, model.stride) or (2 * model.stride, 3 * model.stride)
     scale = 1 if made.input == "x" else 16
     sizes = [(rows // scale, columns // scale)]
     free = None
@@ -143,7 +142,7 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
     agreement = check_graph(name, graph, b"", runs_of(plain, made.input, made.outputs, examples))
     if options.half:
         half = half_graph(graph)
-        agreement.error = check_half(graph, half, [example.numpy() for example in examples])
+        agreement = check_half(graph, half, plain, [example.numpy() for example in examples])
         graph = half
     return Exported(graph, agreement)
 
@@ -195,7 +194,12 @@ def _external(model: Model, part: Part) -> PartModule:
     return PartModule(decoder, "symbols", ("x_hat",), 1, model.config.M)
 
 
-def _size(size: tuple[int, int] | None, stride: int) -> tuple[int, int] | None:
+def picture_size(size: tuple[int, int] | None, stride: int) -> tuple[int, int] | None:
+    """Return a size of pictures (H, W) that networks of a stride take, None for any.
+
+    Raises:
+        ConfigError: one that they do not take; names the next that they do.
+    """
     if size is not None and any(side < stride or side % stride for side in size):
         height, width = size
         raise ConfigError(

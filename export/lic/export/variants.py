@@ -1,76 +1,45 @@
 """Bundles with other graphs for the same model: weights, tables and fingerprint stay.
 
 The new graphs hold their weights themselves. A file that was coded with one bundle decodes with the
-other: symbols of a factorized prior select no tables.
+other: neither what makes y nor what makes the picture selects tables.
 
 Shapes: N batch, M latent channels, H W pixels, h = H / 16, w = W / 16.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 
 from lic.codec.backends.torch_backend import load_model
 from lic.codec.bundle import DECODER, ENCODER, Bundle, write_bundle
 from lic.codec.container import parse
-from lic.codec.errors import ConfigError, ExportError, LicError, OutputError
+from lic.codec.errors import ExportError, LicError, OutputError
 from lic.codec.image_io import Picture
-from lic.codec.models import FactorizedPrior
-from lic.codec.models.graphs import Decoder, Encoder
 from lic.codec.pipeline import Codec
-from lic.export.calibration import run, session
-from lic.export.forms import Form, with_upsampling
-from lic.export.graph_check import check_graph, runs_of
-from lic.export.half import check_half, half_graph
+from lic.export.forms import Form
 from lic.export.make_bundle import GRAPHS
-from lic.export.onnx_export import any_size, export_graph
+from lic.export.parts import GraphOptions, Model, Part, export_part
+from lic.export.rate_distortion import check_errors
+
+_FILES: dict[Part, str] = {"encoder": ENCODER, "decoder": DECODER}
 
 
-def float_graphs(model: FactorizedPrior, form: str) -> dict[str, onnx.ModelProto]:
-    """Return encoder and decoder by file name, weights inside, in a form.
-
-    Raises:
-        ConfigError: no such form.
-        ExportError: the exporter failed.
-    """
-    x = torch.zeros(1, 3, 32, 48)
-    symbols = torch.zeros(1, model.config.M, 2, 3, dtype=torch.int32)
-    return {
-        ENCODER: export_graph(
-            with_upsampling(Encoder(model).eval(), form),
-            {"x": x},
-            ["symbols"],
-            {"x": any_size(model.stride)},
-        ),
-        DECODER: export_graph(
-            with_upsampling(Decoder(model).eval(), form),
-            {"symbols": symbols},
-            ["x_hat"],
-            {"symbols": any_size()},
-        ),
-    }
-
-
-def factorized(bundle: Bundle) -> FactorizedPrior:
-    """Return the model of a bundle that can have such graphs.
+def part_graphs(
+    model: Model, options: GraphOptions, parts: Sequence[Part] = ("encoder", "decoder")
+) -> dict[str, onnx.ModelProto]:
+    """Return encoder and decoder by file name, weights inside, each compared with torch.
 
     Raises:
-        ConfigError: a model with a context.
+        ConfigError: an option that the model cannot have.
+        ExportError: the exporter failed, or a graph differs from torch.
     """
-    model = load_model(bundle)
-    if not isinstance(model, FactorizedPrior):
-        raise ConfigError(
-            f"{bundle.label}: only {FactorizedPrior.name} can become int8 or half precision; "
-            "numbers that differ from device to device would select other entropy tables"
-        )
-    return model
+    return {_FILES[part]: export_part(model, part, options).graph for part in parts}
 
 
 def write_variant(
@@ -127,14 +96,8 @@ def _check(bundle: Bundle, tried: Bundle, picture: NDArray[np.float32]) -> None:
             errors[name] = float(np.square(decoded.astype(np.float32) - pixels).mean())
     except LicError as error:
         raise ExportError(f"{bundle.label}: the new graphs do not code ({error})") from error
-    # A guard against graphs that compute something else, no measure of quality: 6 dB.
     for name in ("new", "mixed"):
-        if not errors[name] <= 4 * errors["old"] + 4:
-            raise ExportError(
-                f"{bundle.label}: a calibration picture comes back with a mean squared error of "
-                f"{errors[name]:.1f}, in float32 {errors['old']:.1f}; calibrate with more pictures "
-                "or another method"
-            )
+        check_errors(bundle.label, errors["old"], errors[name])
 
 
 def sample_picture() -> NDArray[np.float32]:
@@ -148,48 +111,34 @@ def sample_picture() -> NDArray[np.float32]:
 def half_bundle(
     bundle: Bundle, target: Path, upsample: Form = "k5", *, overwrite: bool = False
 ) -> Bundle:
-    """Write a bundle whose graphs compute in float16.
+    """Write a bundle whose encoder and decoder compute in float16.
+
+    Of models with a context, too: what selects entropy tables lies in other graphs and stays.
 
     Raises:
-        ConfigError: no such form, or a model with a context.
-        ExportError: the graphs differ from float32 by more than `half.FLIPS` or `half.GAP`, or do
-            not code; nothing is written.
+        ConfigError: no such form.
+        ExportError: the graphs differ from float32 by more than `half` allows, or do not code;
+            nothing is written.
         OutputError: the target exists.
     """
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target}: exists already; choose another name or overwrite")
-    picture = sample_picture()
-    graphs = float_graphs(factorized(bundle), upsample)
-    halves = {name: half_graph(graph) for name, graph in graphs.items()}
-    check_half(graphs[ENCODER], halves[ENCODER], [picture])
-    symbols = run(session(graphs[ENCODER]), picture)
-    check_half(graphs[DECODER], halves[DECODER], [symbols])
-    made = {name: graph.SerializeToString() for name, graph in halves.items()}
-    note = {"precision": "float16", "upsample": upsample}
-    return write_variant(bundle, target, made, note, picture=picture, overwrite=overwrite)
+    return _rewritten(bundle, target, GraphOptions(upsample=upsample, half=True), overwrite)
 
 
 def form_bundle(bundle: Bundle, target: Path, upsample: Form, *, overwrite: bool = False) -> Bundle:
-    """Write a bundle whose float32 graphs have another form.
+    """Write a bundle whose encoder and decoder have another form, in float32.
 
     Raises:
-        ConfigError: no such form, or a model with a context.
+        ConfigError: no such form.
         ExportError: the graphs differ from torch, or do not code; nothing is written.
         OutputError: the target exists.
     """
+    return _rewritten(bundle, target, GraphOptions(upsample=upsample), overwrite)
+
+
+def _rewritten(bundle: Bundle, target: Path, options: GraphOptions, overwrite: bool) -> Bundle:
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; choose another name or overwrite")
-    model, picture = factorized(bundle), sample_picture()
-    graphs = float_graphs(model, upsample)
-    encoder, decoder = Encoder(model).eval(), Decoder(model).eval()
-    x = torch.from_numpy(picture)
-    with torch.no_grad():
-        symbols = encoder(x)
-    for name, module, (given, made), example in (
-        (ENCODER, encoder, ("x", "symbols"), x),
-        (DECODER, decoder, ("symbols", "x_hat"), symbols),
-    ):
-        check_graph(name, graphs[name], b"", runs_of(module, given, (made,), [example]))
+    graphs = part_graphs(load_model(bundle), options)
     data = {name: graph.SerializeToString() for name, graph in graphs.items()}
-    note = {"precision": "float32", "upsample": upsample}
-    return write_variant(bundle, target, data, note, picture=picture, overwrite=overwrite)
+    note = {"precision": "float16" if options.half else "float32", "upsample": options.upsample}
+    return write_variant(bundle, target, data, note, picture=sample_picture(), overwrite=overwrite)
