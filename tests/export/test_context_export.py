@@ -23,6 +23,7 @@ from lic.codec.models import HPCM, ContextModel, HPCMConfig
 from lic.codec.pipeline import Codec
 from lic.export import context_export, onnx_export
 from lic.export.make_bundle import Description, make_bundle
+from lic.export.variants import half_bundle
 from tests.export.conftest import spread_hyperprior
 
 DESCRIPTION = Description(name="small", rate_point=3, lmbda=0.01)
@@ -77,6 +78,23 @@ def test_files_go_from_either_engine_to_the_other(bundle: Bundle, photo: NDArray
     for pixels in pictures:
         assert pixels.shape == photo.shape
         assert np.abs(pixels.astype(int) - pictures[0]).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["hyperprior", "hpcm"])
+def test_in_float16_files_stay_interchangeable(
+    bundles: dict[str, Bundle], name: str, tmp_path: Path, photo: NDArray[np.uint8]
+) -> None:
+    half = half_bundle(bundles[name], tmp_path / "half")
+    assert half.fingerprint == bundles[name].fingerprint
+    precise = {"encoder": "float16", "decoder": "float16"}
+    entries = half.manifest.graphs.items()
+    assert {n: e["precision"] for n, e in entries if "precision" in e} == precise
+    assert half.manifest.graphs["plan"] == bundles[name].manifest.graphs["plan"]
+    own, torchs = Codec(half, backend="onnx"), Codec(bundles[name], backend="torch")
+    file = own.compress(Picture(pixels=photo)).data
+    mine, theirs = (codec.decompress(parse(file)).picture.pixels for codec in (own, torchs))
+    assert np.abs(mine.astype(int) - theirs).max() <= 2
+    assert own.decompress(parse(torchs.compress(Picture(pixels=photo)).data))
 
 
 def test_onnx_runtime_is_the_automatic_choice(bundle: Bundle) -> None:

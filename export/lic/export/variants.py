@@ -67,7 +67,8 @@ def write_variant(
     """
     described = {name: dict(entry) for name, entry in (bundle.manifest.graphs or GRAPHS).items()}
     for entry in described.values():
-        if entry["file"] in graphs:
+        # The plan of a model with a context is no graph.
+        if entry.get("file") in graphs:
             entry.update(note)
     manifest = replace(bundle.manifest, graphs=described)
     files = {name: bundle.read(name) for name in bundle.manifest.files}
