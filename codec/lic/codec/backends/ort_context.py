@@ -23,12 +23,10 @@ from lic.codec.bundle import (
 )
 from lic.codec.errors import ModelMismatchError
 from lic.codec.graph_plan import CONSTANTS, FROM_CONSTANTS, FROM_WEIGHTS, Call, Plan
-from lic.codec.latents import SYMBOL_LIMIT, State, Steps, checked_symbols
+from lic.codec.latents import SYMBOL_LIMIT, UNCODABLE, State, Steps, checked_symbols
 from lic.codec.nudges import Nudger, block_count, checked
 
 Floats = NDArray[np.float32]
-# Larger than any symbol: what NaN and infinity become, whose conversion differs by machine.
-_UNCODABLE = 2**16
 
 
 @dataclass
@@ -156,7 +154,7 @@ class ContextSteps:
             return None, indexes
         state.symbols = np.rint(state.parts[step] - state.values["means"])
         codable = np.abs(state.symbols) <= SYMBOL_LIMIT
-        symbols = np.where(codable, state.symbols, _UNCODABLE).astype(np.int32)
+        symbols = np.where(codable, state.symbols, UNCODABLE).astype(np.int32)
         return checked_symbols(symbols, f"y, step {step}"), indexes
 
     def accept(self, group: int, state: State, symbols: NDArray[np.int16]) -> State:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lic.codec.backends.torch_device import memory_errors
 from lic.codec.latents import State, Steps, checked_symbols
 from lic.codec.models.context import ContextModel, Progress
-from lic.codec.models.graphs import CODABLE, UNCODABLE
+from lic.codec.models.graphs import to_symbols
 from lic.codec.models.nudges import Nudger
 from lic.codec.nudges import block_count, checked
 
@@ -175,9 +175,7 @@ class TorchContextBackend:
 
 
 def _to_symbols(values: Tensor, name: str) -> NDArray[np.int16]:
-    codable = torch.abs(values) <= CODABLE
-    symbols = torch.where(codable, values, float(UNCODABLE)).to(torch.int32)
-    return checked_symbols(symbols.cpu().numpy(), name)
+    return checked_symbols(to_symbols(values).cpu().numpy(), name)
 
 
 # Precision of matrix products and of convolutions, and cuDNN's benchmark and deterministic.
