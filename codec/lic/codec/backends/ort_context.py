@@ -4,6 +4,7 @@ Shapes: M latent channels, N hyper-latent channels, H W pixels, h = H / 16, w = 
 """
 
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from lic.codec.bundle import (
     ENCODER,
     MANIFEST,
     TABLES,
+    UNREADABLE,
     WEIGHTS,
     Bundle,
     safetensors_index,
@@ -88,17 +90,16 @@ def _fixed_arrays(bundle: Bundle, plan: Plan) -> dict[str, NDArray[Any]]:
         data = bundle.read(WEIGHTS)
         index = safetensors_index(data)
         for name in of_weights:
-            entry = index.get(name.removeprefix(FROM_WEIGHTS))
-            if entry is None or entry[0] != "F32":
+            dtype, shape, begin, end = index.get(name.removeprefix(FROM_WEIGHTS), ("", (), 0, 0))
+            if dtype != "F32" or 4 * math.prod(shape) != end - begin:
                 raise ModelMismatchError(f"{bundle.path / WEIGHTS}: no float32 tensor {name}")
-            _, shape, begin, end = entry
             found[name] = np.frombuffer(data[begin:end], "<f4").reshape(shape)
     of_constants = sorted(name for name in wanted if name.startswith(FROM_CONSTANTS))
     if of_constants:
         try:
             with np.load(io.BytesIO(bundle.read(CONSTANTS)), allow_pickle=False) as arrays:
                 found |= {name: arrays[name.removeprefix(FROM_CONSTANTS)] for name in of_constants}
-        except (OSError, ValueError, KeyError) as error:
+        except (KeyError, *UNREADABLE) as error:
             raise ModelMismatchError(f"{bundle.path / CONSTANTS}: unreadable ({error})") from None
     return found
 
