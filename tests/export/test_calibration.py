@@ -84,6 +84,16 @@ def test_ranges_lie_within_what_was_seen(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_never_answers_has_no_range(method: Any) -> None:
+    """As behind dead channels; on one picture, or on all."""
+    black, grey = np.zeros((1, 1, 4, 4), np.float32), np.full((1, 1, 4, 4), 0.5, np.float32)
+    assert ranges_of(method, graph(), ["double", "y"], [black]) == {
+        "double": (0, 0), "y": (0, 0)
+    }  # fmt: skip
+    assert ranges_of(method, graph(), ["double"], [black, grey])["double"][1] > 0.99
+
+
 def test_nan_is_refused_by_name() -> None:
     x = np.full((1, 1, 2, 2), np.nan, np.float32)
     with pytest.raises(ExportError, match="double: NaN or infinite values"):

@@ -1,8 +1,10 @@
 """Models with a context in ONNX Runtime: the same files as torch's, and no torch."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,15 @@ def changed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, **graphs: Any) -> B
     return copy
 
 
+@contextmanager
+def instead_of(name: str, content: bytes) -> Iterator[None]:
+    """Let bundles hold another content of a file, as if they had been made so."""
+    read = Bundle.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bundle, "read", lambda self, n: content if n == name else read(self, n))
+        yield
+
+
 def plan_of(bundle: Bundle, **changes: Any) -> dict[str, Any]:
     plan: dict[str, Any] = {**bundle.manifest.graphs["plan"], **changes}
     return plan
@@ -205,12 +216,31 @@ def test_a_plan_that_cannot_be_is_the_bundles_fault(
         opened(begin=[call])
     with pytest.raises(ModelMismatchError, match=rf"{CONSTANTS}: unreadable"):
         opened(begin=[{**call, "inputs": {"z": "constants/nowhere"}}])
+    for damaged in (b"", b"PK\x03\x04 cut", b"text"):
+        with (
+            pytest.raises(ModelMismatchError, match=rf"{CONSTANTS}: unreadable"),
+            instead_of(CONSTANTS, damaged),
+        ):
+            opened()
     codec = opened(begin=[{**call, "inputs": {"z": "later"}}])
     with pytest.raises(ModelMismatchError, match="has no array 'later' yet"):
         codec.compress(Picture(pixels=photo))
     codec = opened(begin=[{**call, "graph": "nowhere.onnx", "inputs": {"z": "z"}}])
     with pytest.raises(ModelMismatchError, match=r"the bundle has no nowhere\.onnx"):
         codec.compress(Picture(pixels=photo))
+
+
+def test_a_tensor_of_another_size_than_its_bytes_is_the_bundles_fault(
+    bundles: dict[str, Bundle],
+) -> None:
+    data = bundles["hpcm"].read(WEIGHTS)
+    shape = json.dumps([1, 48, 1, 1], separators=(",", ":")).encode()
+    for other in (b"[1,47,1,1]", b"[1,-8,1,1]", b"[1,[],1,1]"):
+        with (
+            pytest.raises(ModelMismatchError, match=f"{WEIGHTS}: no"),
+            instead_of(WEIGHTS, data.replace(shape, other)),
+        ):
+            open_backend(bundles["hpcm"], "onnx")
 
 
 def test_a_graph_that_differs_leaves_nothing_behind(

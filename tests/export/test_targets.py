@@ -9,12 +9,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lic.codec.bundle import Bundle
+from lic.codec.bundle import DECODER, Bundle
 from lic.codec.errors import ConfigError, ExportError, ImageError
+from lic.export.make_bundle import Description, make_bundle
 from lic.export.targets.operators import read, without_ends
 from lic.export.targets.report import Report, check
 from lic.export.targets.rules import TARGETS, TOOLKITS, load, parse
 from lic.export.targets.source import Graph, complete, of_bundle, of_file
+from lic.export.variants import float_graphs
+from tests.export.conftest import model_of as model_of_kind
+from tests.export.conftest import spread_hyperprior
 
 HEAD = 'title = "T"\nsizes = "fixed"\nprecision = "int8"\n'
 RULE = '[[rule]]\noperator = "Conv"\nplacement = "npu"\nreason = "r"\nknown = "document: d"\n'
@@ -185,6 +189,32 @@ def test_both_graphs_of_a_bundle_have_a_network_and_ends(tiny_bundle: Path) -> N
         for target in ("hexagon-htp", "rk3588", "ethos-u55", "ethos-u65", "ethos-u85"):
             report = check(graph, load(target))
             assert report.totals["network"] == {"npu": 7, "cpu": 0, "fails": 0, "unknown": 0}
+
+
+@pytest.mark.parametrize("target", ["rk3588", "ethos-u55", "ethos-u65", "ethos-u85"])
+def test_the_shuffle_that_was_measured_can_be_had(target: str) -> None:
+    """NPUs without DepthToSpace take it, and the rules that name it mean what lic writes."""
+    graph = float_graphs(model_of_kind("relu", "relu"), "shuffle")[DECODER]
+    report = check(Graph(source="s", name="decoder", model=graph), load(target))
+    assert report.totals["network"] == {"npu": 19, "cpu": 0, "fails": 0, "unknown": 0}
+    if target.startswith("ethos"):
+        (row,) = check(
+            Graph(source="s", name="g", model=CASES["depth to space"]()), load(target)
+        ).rows
+        assert "--upsample shuffle" in row.rule.cure
+
+
+def test_a_bundle_with_a_context_shows_all_its_graphs(tmp_path: Path) -> None:
+    """Each for pictures of one size, whatever multiples of pixels the model wants."""
+    description = Description(name="small", rate_point=1)
+    bundle = make_bundle(spread_hyperprior(), tmp_path / "a", description, graphs=True)
+    graphs = of_bundle(bundle)
+    assert [graph.name for graph in graphs] == ["encoder", "decoder", "begin"]
+    sizes = []
+    for graph in (*graphs, of_file(tmp_path / "a" / "decoder.onnx")):
+        (value,) = complete(graph, (256, 128)).graph.input
+        sizes.append([dim.dim_value for dim in value.type.tensor_type.shape.dim])
+    assert sizes == [[1, 3, 256, 128], [1, 12, 16, 8], [1, 8, 4, 2], [1, 12, 16, 8]]
 
 
 def test_a_free_size_is_a_finding_where_the_target_needs_a_fixed_one(tiny_bundle: Path) -> None:

@@ -20,7 +20,7 @@ from lic.export.targets.compilers.qualcomm import QNN
 from lic.export.targets.compilers.toolkit import typical_inputs
 from lic.export.targets.report import Compiled, check
 from lic.export.targets.rules import load
-from lic.export.targets.source import of_bundle
+from lic.export.targets.source import Graph, of_bundle
 
 SIZE = (32, 32)
 GOOD = {
@@ -159,6 +159,18 @@ def test_reports_get_what_their_target_s_compiler_says(
     assert "no compiler for tensorrt" in none.unasked
     fell = replace(qnn.compiled[0], operators=({"operator": "Conv", "placement": "cpu"},))
     assert qnn.differs(fell) == "on the CPU by the rules: nothing; by the compiler: 1 Conv"
+
+
+def test_compilers_are_not_asked_about_graphs_of_several_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As HPCM has them between encoder and decoder; the other graphs are checked all the same."""
+    monkeypatch.setenv("LIC_QNN_PYTHON", str(fake(tmp_path, answering(GOOD))))
+    model = tiny()
+    model.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [1]))
+    graph = Graph(source="s", name="g", model=model)
+    (report,) = compile_reports(graph, [check(graph, load("hexagon-htp"))], size=SIZE)
+    assert report.compiled == () and "it has 2 inputs" in report.unasked
 
 
 def test_typical_inputs_are_pictures_or_integers() -> None:

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from lic.codec.errors import ModelMismatchError, OutputError
 from lic.trainers.qat import convert, load_converted, save_converted
@@ -64,6 +66,33 @@ def test_what_is_no_int8_model_is_refused(kind: str, tmp_path: Path) -> None:
     else:
         path.write_bytes(path.read_bytes().replace(b"lic-int8", b"lic-int4"))
     with pytest.raises(ModelMismatchError, match=r"int8\.safetensors: "):
+        load_converted(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "said"),
+    [
+        ({}, {"layers": "[]"}, "damaged int8 model"),
+        ({}, {"layers": '{"g_a.0": 7}'}, r"g_a\.0\.weight is \(8, 3, 5, 5\) with axis 7"),
+        ({}, {"layers": '{"g_a.0": 1}'}, r"g_a\.0\.weight_scale is .*\(8,\)\); expected .*\(3,\)"),
+        ({}, {"config": "3"}, "its config is 3; expected an object"),
+        ({"g_a.0.weight": torch.zeros(8, 3, 5, 5)}, {}, r"g_a\.0\.weight is \(torch\.float32"),
+        ({"g_a.0.weight_scale": torch.ones(3)}, {}, r"g_a\.0\.weight_scale is"),
+        ({"g_a.0.bias": torch.ones(3)}, {}, r"g_a\.0\.bias is"),
+        ({"g_a.0.input_scale": torch.ones(3)}, {}, r"g_a\.0\.input_scale is"),
+        ({"g_a.0.input_zero_point": torch.tensor([300])}, {}, r"g_a\.0\.input_zero_point is"),
+    ],
+)
+def test_tensors_that_are_not_what_the_format_says_are_named(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    model = factorized()
+    path = tmp_path / "int8.safetensors"
+    save_converted(path, convert(model, calibrated(model)))
+    with safe_open(path, framework="pt") as file:
+        whole = {**file.metadata(), **metadata}
+    path.write_bytes(save({**load_file(path), **tensors}, whole))
+    with pytest.raises(ModelMismatchError, match=said):
         load_converted(path)
 
 

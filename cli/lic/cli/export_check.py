@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def check(
     source: Annotated[
-        str, typer.Argument(help="Name or path of a bundle, both graphs; or an .onnx file.")
+        str, typer.Argument(help="Name or path of a bundle, all its graphs; or an .onnx file.")
     ],
     target: Annotated[
         list[str] | None, typer.Option(help="What to check for; repeatable. Default: all.")
@@ -37,7 +37,9 @@ def check(
             "--compiled", help="Also ask the vendors' compilers that are installed; see the guide."
         ),
     ] = False,
-    size: Annotated[str, typer.Option(help="HxW that --compiled compiles for.")] = "256x256",
+    size: Annotated[
+        str, typer.Option(help="HxW of the pictures that --compiled compiles for.")
+    ] = "256x256",
     as_json: options.AsJson = False,
 ) -> None:
     """Tell for every operator whether a target's NPU runs it, why not, and what cures it."""

@@ -40,7 +40,7 @@ DECODER = "decoder.onnx"
 EMBEDDED = Path(__file__).parent / "bundles"
 MANIFEST_LIMIT = 2**20
 # What files and zip archives raise; RuntimeError stands for encryption and unknown compression.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     EOFError,
     ValueError,
@@ -114,7 +114,7 @@ class Bundle:
         try:
             with np.load(io.BytesIO(self.read(TABLES)), allow_pickle=False) as arrays:
                 return Tables.from_arrays(dict(arrays))
-        except (ConfigError, *_UNREADABLE) as error:
+        except (ConfigError, *UNREADABLE) as error:
             raise ModelMismatchError(f"{self.path / TABLES}: unreadable ({error})") from None
 
     def check(self) -> None:
@@ -146,7 +146,7 @@ def _read_file(path: Path, name: str, limit: int) -> bytes:
             return member.read(limit + 1)
     except (FileNotFoundError, KeyError):
         raise ModelMismatchError(f"{path}: no bundle here (found no {name})") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ModelMismatchError(f"{path}: {name} cannot be read ({error})") from None
 
 
@@ -168,7 +168,10 @@ def safetensors_index(data: bytes) -> dict[str, tuple[str, tuple[int, ...], int,
                 begin, end = map(operator.index, entry["data_offsets"])
                 if not 0 <= begin <= end <= len(data) - base:
                     raise ValueError(f"{name} lies at {begin} to {end}")
-                index[name] = (entry["dtype"], tuple(entry["shape"]), base + begin, base + end)
+                shape = tuple(map(operator.index, entry["shape"]))
+                if min(shape, default=0) < 0:
+                    raise ValueError(f"{name} has shape {shape}")
+                index[name] = (entry["dtype"], shape, base + begin, base + end)
         return index
     except (
         struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError
@@ -281,6 +284,7 @@ __all__ = [
     "DECODER",
     "ENCODER",
     "TABLES",
+    "UNREADABLE",
     "WEIGHTS",
     "Bundle",
     "Manifest",

@@ -14,6 +14,9 @@ from lic.codec.errors import NumericsError
 
 State = Any
 SYMBOL_LIMIT = 2**15 - 1
+# Larger than any symbol: how networks say that a latent cannot be coded. The conversion of NaN and
+# of infinity to integers would differ from machine to machine, and on some give a harmless zero.
+UNCODABLE = 2**16
 
 
 class Steps(Protocol):

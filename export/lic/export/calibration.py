@@ -112,10 +112,17 @@ def ranges_of(
     collector = HistogramCollector(method, False, BINS, LEVELS, PERCENTILE, "same")
     # It reports its progress on the terminal.
     with contextlib.redirect_stdout(io.StringIO()):
+        alive: set[str] = set()
         for seen in observe(graph, tensors, inputs):
-            collector.collect({name: v[v != 0] for name, v in seen.items()})
-        found = collector.compute_collection_result()
-    return {name: (float(ends[0]), float(ends[1])) for name, ends in found.items()}
+            # Zero is on every grid, and of what follows ReLU it would be most of the histogram.
+            values = {name: v[v != 0] for name, v in seen.items()}
+            values = {name: v for name, v in values.items() if v.size}
+            alive |= values.keys()
+            if values:
+                collector.collect(values)
+        found = collector.compute_collection_result().items() if alive else ()
+    ranges = {name: (float(ends[0]), float(ends[1])) for name, ends in found}
+    return {name: ranges.get(name, (0.0, 0.0)) for name in tensors}
 
 
 def _extremes(observed: Iterable[Mapping[str, NDArray[np.float32]]]) -> Ranges:

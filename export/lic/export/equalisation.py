@@ -73,6 +73,9 @@ def _order(wiring: Wiring, tensor: str) -> str:
     if [node.op_type for node in kinds] == ["DepthToSpace"]:
         mode = next((a.s for a in kinds[0].attribute if a.name == "mode"), b"DCR")
         return "outer" if mode == b"CRD" else "inner"
+    # As forms.SubPixel writes it for NPUs, with the order of PixelShuffle.
+    if [node.op_type for node in kinds] == ["Reshape", "Transpose", "Reshape"]:
+        return "outer"
     # As forms.SubPixel writes it: the pixel of the block before the channel.
     known = ["Transpose", "Reshape", "Transpose", "Reshape", "Transpose"]
     return "inner" if [node.op_type for node in kinds] == known else ""

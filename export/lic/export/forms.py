@@ -8,8 +8,10 @@ forms keep the weights: k6 gives the same bits, the others the same sums in anot
     k5                itself
     k6                one of 6x6, its last row and column zero, without output_padding
     subpixel          a 3x3 convolution to 4 C channels and PixelShuffle
-    subpixel-reshape  the same, the shuffle as reshape and transpose, for NPUs that send
+    shuffle           the same, PixelShuffle as reshape, transpose, reshape, for NPUs that send
                       DepthToSpace to the CPU
+    subpixel-reshape  the same with a block's pixels before the channels, for engines that hold
+                      channels innermost
     blocks            as subpixel-reshape; pictures leave in blocks of 4x4 pixels, and the
                       encoder takes them in blocks of 2x2: for int8 on CPUs, whose kernels are slow
                       where a convolution has as few channels as a picture
@@ -19,7 +21,7 @@ b side of a block of output pixels.
 """
 
 import copy
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,8 @@ from lic.codec.errors import ConfigError
 from lic.codec.models.bmshj2018 import FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 
-Form = Literal["k5", "k6", "subpixel", "subpixel-reshape", "blocks"]
-FORMS: tuple[Form, ...] = ("k5", "k6", "subpixel", "subpixel-reshape", "blocks")
+Form = Literal["k5", "k6", "subpixel", "shuffle", "subpixel-reshape", "blocks"]
+FORMS: tuple[Form, ...] = get_args(Form)
 # Convolutions from or to this many channels count as taking or giving pictures.
 PICTURE_CHANNELS = 4
 
@@ -46,6 +48,7 @@ class SubPixel(nn.Module):
         block: b, 2 or more, a power of two. Above 2, H and W have to be multiples of b / 2.
         reshape: shuffle by reshape and transpose, with the pixel of a block before the channel:
             runs of K values move in one piece where channels lie innermost.
+        split: shuffle by reshape and transpose, otherwise in the order of PixelShuffle.
         relu: a ReLU follows, and is taken before the shuffle: engines fuse it with a convolution.
     """
 
@@ -55,12 +58,14 @@ class SubPixel(nn.Module):
         *,
         block: int = 2,
         reshape: bool = False,
+        split: bool = False,
         relu: bool = False,
     ) -> None:
         super().__init__()
         self.relu = relu
         self.block = block
         self.reshape = reshape
+        self.split = split
         self.conv = nn.Conv2d(
             layer.in_channels,
             block**2 * layer.out_channels,
@@ -95,6 +100,11 @@ class SubPixel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what the transposed convolution gives, (N, K, 2 H, 2 W)."""
         y: Tensor = F.relu(self.conv(x)) if self.relu else self.conv(x)
+        if self.split:
+            batch, _, height, width = y.shape
+            y = y.reshape(batch, -1, self.block, self.block, height, width)
+            y = y.permute(0, 1, 4, 2, 5, 3)
+            return y.reshape(batch, -1, height * self.block, width * self.block)
         if not self.reshape:
             return F.pixel_shuffle(y, self.block)
         y = y.permute(0, 2, 3, 1)
@@ -191,8 +201,8 @@ def _in_form(layer: nn.ConvTranspose2d, form: str, even: bool, relu: bool) -> nn
     gives_a_picture = layer.out_channels <= PICTURE_CHANNELS
     block = 4 if form == "blocks" and even and gives_a_picture else 2
     # A picture of few channels has no runs worth moving in one piece.
-    shuffled = form == "subpixel" or (form == "blocks" and gives_a_picture)
-    return SubPixel(layer, block=block, reshape=not shuffled, relu=relu)
+    reshape = form == "subpixel-reshape" or (form == "blocks" and not gives_a_picture)
+    return SubPixel(layer, block=block, reshape=reshape, split=form == "shuffle", relu=relu)
 
 
 def padded(layer: nn.ConvTranspose2d) -> nn.ConvTranspose2d:

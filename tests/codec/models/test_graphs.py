@@ -3,8 +3,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from lic.codec.latents import SYMBOL_LIMIT, UNCODABLE
 from lic.codec.models import FactorizedPrior
-from lic.codec.models.graphs import CODABLE, UNCODABLE, Decoder, Encoder
+from lic.codec.models.graphs import Decoder, Encoder
 
 MakeModel = Callable[..., FactorizedPrior]
 
@@ -49,13 +50,13 @@ def test_latents_that_cannot_be_coded_are_marked(make_model: MakeModel, value: f
 
 def test_the_largest_symbols_are_coded_and_the_next_are_marked(make_model: MakeModel) -> None:
     model = make_model()
-    steps = [CODABLE, -CODABLE, CODABLE + 1, -CODABLE - 1]
+    steps = [SYMBOL_LIMIT, -SYMBOL_LIMIT, SYMBOL_LIMIT + 1, -SYMBOL_LIMIT - 1]
     with torch.no_grad():
         model.entropy_bottleneck.quantiles[:, 0, 1] = 0
         model.get_parameter("g_a.6.weight").zero_()
         model.get_parameter("g_a.6.bias")[:4] = torch.tensor(steps).float()
     symbols = Encoder(model)(_picture())[0, :4, 0, 0]
-    assert symbols.tolist() == [CODABLE, -CODABLE, UNCODABLE, UNCODABLE]
+    assert symbols.tolist() == [SYMBOL_LIMIT, -SYMBOL_LIMIT, UNCODABLE, UNCODABLE]
     assert UNCODABLE > torch.iinfo(torch.int16).max
 
 

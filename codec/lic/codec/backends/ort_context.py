@@ -4,6 +4,7 @@ Shapes: M latent channels, N hyper-latent channels, H W pixels, h = H / 16, w = 
 """
 
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,45 +12,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lic.codec.backends.context_steps import ContextState, ContextSteps
 from lic.codec.backends.ort_sessions import Sessions
 from lic.codec.bundle import (
     DECODER,
     ENCODER,
     MANIFEST,
     TABLES,
+    UNREADABLE,
     WEIGHTS,
     Bundle,
     safetensors_index,
 )
 from lic.codec.errors import ModelMismatchError
 from lic.codec.graph_plan import CONSTANTS, FROM_CONSTANTS, FROM_WEIGHTS, Call, Plan
-from lic.codec.latents import SYMBOL_LIMIT, State, Steps, checked_symbols
-from lic.codec.nudges import Nudger, block_count, checked
+from lic.codec.latents import SYMBOL_LIMIT, UNCODABLE, State, Steps, checked_symbols
+from lic.codec.nudges import Nudger
 
 Floats = NDArray[np.float32]
-# Larger than any symbol: what NaN and infinity become, whose conversion differs by machine.
-_UNCODABLE = 2**16
 
 
-@dataclass
-class CodingState:
+@dataclass(kw_only=True)
+class CodingState(ContextState):
     """Latents on their way through the walk.
 
     Attributes:
-        shape: of z, (1, N, h / 4, w / 4).
         z: symbols int32, None when decoding.
         parts: of y by step, empty when decoding.
         values: the plan's arrays.
-        nudges: of the step under way, (b,).
-        symbols: of the step under way as floats, None when decoding.
     """
 
-    shape: tuple[int, ...]
     z: NDArray[np.int32] | None = None
     parts: list[Floats] = field(default_factory=list)
     values: dict[str, NDArray[Any]] = field(default_factory=dict)
-    nudges: NDArray[np.int16] | None = None
-    symbols: Floats | None = None
 
 
 class PlannedGraphs:
@@ -95,87 +90,59 @@ def _fixed_arrays(bundle: Bundle, plan: Plan) -> dict[str, NDArray[Any]]:
         data = bundle.read(WEIGHTS)
         index = safetensors_index(data)
         for name in of_weights:
-            entry = index.get(name.removeprefix(FROM_WEIGHTS))
-            if entry is None or entry[0] != "F32":
+            dtype, shape, begin, end = index.get(name.removeprefix(FROM_WEIGHTS), ("", (), 0, 0))
+            if dtype != "F32" or 4 * math.prod(shape) != end - begin:
                 raise ModelMismatchError(f"{bundle.path / WEIGHTS}: no float32 tensor {name}")
-            _, shape, begin, end = entry
             found[name] = np.frombuffer(data[begin:end], "<f4").reshape(shape)
     of_constants = sorted(name for name in wanted if name.startswith(FROM_CONSTANTS))
     if of_constants:
         try:
             with np.load(io.BytesIO(bundle.read(CONSTANTS)), allow_pickle=False) as arrays:
                 found |= {name: arrays[name.removeprefix(FROM_CONSTANTS)] for name in of_constants}
-        except (OSError, ValueError, KeyError) as error:
+        except (KeyError, *UNREADABLE) as error:
             raise ModelMismatchError(f"{bundle.path / CONSTANTS}: unreadable ({error})") from None
     return found
 
 
-class ContextSteps:
-    """Orders the latents of a model as `torch_context.ContextSteps` does, by its plan."""
+class OrtContextSteps(ContextSteps):
+    """Computes a model's steps with the graphs of its plan."""
 
     def __init__(self, graphs: PlannedGraphs, tables: int) -> None:
         plan = graphs.plan
-        self.groups: tuple[str, ...] = ("z", *(s.part for s in plan.steps for _ in range(2)))
+        super().__init__([step.part for step in plan.steps], tables, len(plan.levels))
         self._graphs = graphs
-        self._channels = tables - len(plan.levels) - 1
         self._nudger = Nudger(np.array(plan.levels, np.float32))
-        self._nudges_table = np.uint16(tables - 1)
 
-    def propose(
-        self, group: int, state: State
-    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
-        """Return a group's symbols (None when decoding) and the indexes of their tables."""
-        step, part = divmod(group - 1, 2)
-        if group == 0:
-            return self._propose_z(state)
-        return (self._propose_nudges, self._propose_y)[part](step, state)
+    def _symbols_of_z(self, state: CodingState) -> NDArray[np.int16]:
+        assert state.z is not None
+        return checked_symbols(state.z, "z")
 
-    def _propose_z(self, state: CodingState) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
-        channels = np.arange(self._channels, dtype=np.uint16)[:, None, None]
-        symbols = None if state.z is None else checked_symbols(state.z, "z")
-        return symbols, np.broadcast_to(channels, state.shape)
+    def _begin(self, state: CodingState, symbols: NDArray[np.int16]) -> None:
+        state.values["z"] = symbols.astype(np.int32).reshape(state.shape)
+        self._graphs.run(self._graphs.plan.begin, state.values)
 
-    def _propose_nudges(
-        self, step: int, state: CodingState
-    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
+    def _predict(self, step: int, state: CodingState) -> int:
         self._graphs.run(self._graphs.plan.steps[step].before, state.values)
-        scales = state.values["scales"]
-        indexes = np.broadcast_to(self._nudges_table, (block_count(scales.size),))
-        if state.z is None:
-            return None, indexes
-        state.nudges = self._nudger.choose(scales)
-        return state.nudges, indexes
+        return state.values["scales"].size
 
-    def _propose_y(
-        self, step: int, state: CodingState
-    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
+    def _choose_nudges(self, state: CodingState) -> NDArray[np.int16]:
+        return self._nudger.choose(state.values["scales"])
+
+    def _indexes_of_y(self, state: CodingState) -> NDArray[np.uint16]:
         assert state.nudges is not None
         levels = self._nudger.levels(state.values["scales"], state.nudges)
-        indexes = (self._channels + levels).astype(np.uint16)
-        if state.z is None:
-            return None, indexes
-        state.symbols = np.rint(state.parts[step] - state.values["means"])
-        codable = np.abs(state.symbols) <= SYMBOL_LIMIT
-        symbols = np.where(codable, state.symbols, _UNCODABLE).astype(np.int32)
-        return checked_symbols(symbols, f"y, step {step}"), indexes
+        return (self._channels + levels).astype(np.uint16)
 
-    def accept(self, group: int, state: State, symbols: NDArray[np.int16]) -> State:
-        """Return the state with a group's symbols known.
+    def _symbols_of_y(self, step: int, state: CodingState) -> NDArray[np.int16]:
+        rounded = np.rint(state.parts[step] - state.values["means"])
+        codable = np.abs(rounded) <= SYMBOL_LIMIT
+        symbols = np.where(codable, rounded, UNCODABLE).astype(np.int32)
+        return checked_symbols(symbols, f"y, step {step}")
 
-        Raises:
-            BitstreamError: a nudge is none that an encoder writes.
-        """
-        step, part = divmod(group - 1, 2)
-        if group == 0:
-            state.values["z"] = symbols.astype(np.int32).reshape(state.shape)
-            self._graphs.run(self._graphs.plan.begin, state.values)
-        elif part == 0:
-            state.nudges = checked(symbols)
-        else:
-            known = symbols.astype(np.float32).reshape(state.values["means"].shape)
-            state.values["part"] = known + state.values["means"]
-            self._graphs.run(self._graphs.plan.steps[step].after, state.values)
-        return state
+    def _finish(self, step: int, state: CodingState, symbols: NDArray[np.int16]) -> None:
+        means = state.values["means"]
+        state.values["part"] = symbols.astype(np.float32).reshape(means.shape) + means
+        self._graphs.run(self._graphs.plan.steps[step].after, state.values)
 
 
 class OrtContextBackend:
@@ -187,13 +154,14 @@ class OrtContextBackend:
         self.device = sessions.device
         self._sessions = sessions
         self._graphs = PlannedGraphs(bundle, sessions)
-        self._channels = len(bundle.tables) - len(self._graphs.plan.levels) - 1
-        if self._channels < 1:
+        if len(bundle.tables) < len(self._graphs.plan.levels) + 2:
             raise ModelMismatchError(
                 f"{bundle.path / TABLES}: holds {len(bundle.tables)} entropy tables; the plan of "
                 f"graphs needs more than {len(self._graphs.plan.levels) + 1}"
             )
-        self.steps: Steps = ContextSteps(self._graphs, len(bundle.tables))
+        steps = OrtContextSteps(self._graphs, len(bundle.tables))
+        self.steps: Steps = steps
+        self._shape_of_z = steps.shape_of_z
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -213,7 +181,7 @@ class OrtContextBackend:
 
     def blank(self, height: int, width: int) -> State:
         """Return the decoder's first state for one picture of H x W pixels."""
-        return CodingState(shape=(1, self._channels, height // 64, width // 64))
+        return CodingState(shape=self._shape_of_z(height, width))
 
     def synthesize(self, state: State) -> Floats:
         """Return x_hat (1, 3, H, W) in [0, 1] from the state after the walk."""

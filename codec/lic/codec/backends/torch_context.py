@@ -14,90 +14,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lic.codec.backends.context_steps import ContextState, ContextSteps
 from lic.codec.backends.torch_device import memory_errors
 from lic.codec.latents import State, Steps, checked_symbols
 from lic.codec.models.context import ContextModel, Progress
-from lic.codec.models.graphs import CODABLE, UNCODABLE
+from lic.codec.models.graphs import to_symbols
 from lic.codec.models.nudges import Nudger
-from lic.codec.nudges import block_count, checked
 
 
-@dataclass
-class CodingState:
-    """Latents on their way through the walk; tensors stay on the device.
+@dataclass(kw_only=True)
+class CodingState(ContextState):
+    """Tensors stay on the device.
 
     Attributes:
-        shape: of z, (B, N, h / 4, w / 4).
-        y: (B, M, h, w), None when decoding.
         z: rounded symbols as floats, None when decoding.
+        y: (B, M, h, w), None when decoding.
         progress: of the model, from the moment that z is known.
         scales, means: of the step under way.
-        nudges: of the step under way, (b,) int64.
         symbols: of the step under way as floats, None when decoding.
     """
 
-    shape: tuple[int, ...]
-    y: Tensor | None = None
     z: Tensor | None = None
+    y: Tensor | None = None
     progress: Progress = None
     scales: Tensor | None = None
     means: Tensor | None = None
-    nudges: Tensor | None = None
     symbols: Tensor | None = None
 
 
-class ContextSteps:
-    """Orders the latents of a model. See `lic.codec.latents.Steps`.
-
-    First z; then for each of the model's steps two groups, its nudges and its symbols.
-    """
+class TorchContextSteps(ContextSteps):
+    """Computes a model's steps with torch."""
 
     def __init__(self, model: ContextModel, device: torch.device) -> None:
-        self.groups: tuple[str, ...] = ("z", *(name for name in model.steps for _ in range(2)))
+        super().__init__(model.steps, model.table_count, len(model.levels))
         self._model = model
         self._device = device
-        self._channels = int(model.config.N)
         self._nudger = Nudger(model.levels)
-        self._nudges_table = np.uint16(model.table_count - 1)
 
     @torch.inference_mode()
     def propose(
         self, group: int, state: State
     ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
         """Return a group's symbols (None when decoding) and the indexes of their tables."""
-        step, part = divmod(group - 1, 2)
         with _faithful(self._device):
-            if group == 0:
-                return self._propose_z(state)
-            return (self._propose_nudges, self._propose_y)[part](step, state)
-
-    def _propose_z(self, state: CodingState) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
-        channels = np.arange(self._channels, dtype=np.uint16)[:, None, None]
-        symbols = None if state.z is None else _to_symbols(state.z, "z")
-        return symbols, np.broadcast_to(channels, state.shape)
-
-    def _propose_nudges(
-        self, step: int, state: CodingState
-    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
-        state.scales, state.means = self._model.parameters_of(step, state.progress)
-        indexes = np.broadcast_to(self._nudges_table, (block_count(state.scales.numel()),))
-        if state.y is None:
-            return None, indexes
-        state.nudges = self._nudger.choose(state.scales)
-        return state.nudges.to(torch.int16).cpu().numpy(), indexes
-
-    def _propose_y(
-        self, step: int, state: CodingState
-    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
-        assert state.scales is not None and state.nudges is not None and state.means is not None
-        levels = self._nudger.levels(state.scales, state.nudges)
-        if state.y is not None:
-            state.symbols = torch.round(self._model.select(step, state.y) - state.means)
-        # Fewer bytes than int64 on their way from the device; indexes stay below 2^15.
-        indexes = (self._channels + levels).to(torch.int16).cpu().numpy().view(np.uint16)
-        if state.symbols is None:
-            return None, indexes
-        return _to_symbols(state.symbols, f"y, step {step}"), indexes
+            return super().propose(group, state)
 
     @torch.inference_mode()
     def accept(self, group: int, state: State, symbols: NDArray[np.int16]) -> State:
@@ -106,16 +66,40 @@ class ContextSteps:
         Raises:
             BitstreamError: a nudge is none that an encoder writes.
         """
-        step, part = divmod(group - 1, 2)
         with _faithful(self._device):
-            if group == 0:
-                state.progress = self._model.begin(self._known(state.z, symbols))
-            elif part == 0:
-                state.nudges = torch.from_numpy(checked(symbols)).to(self._device).long()
-            else:
-                y_hat = self._known(state.symbols, symbols) + state.means
-                self._model.accept(step, state.progress, y_hat)
-        return state
+            return super().accept(group, state, symbols)
+
+    def _symbols_of_z(self, state: CodingState) -> NDArray[np.int16]:
+        assert state.z is not None
+        return _to_symbols(state.z, "z")
+
+    def _begin(self, state: CodingState, symbols: NDArray[np.int16]) -> None:
+        state.progress = self._model.begin(self._known(state.z, symbols))
+
+    def _predict(self, step: int, state: CodingState) -> int:
+        state.scales, state.means = self._model.parameters_of(step, state.progress)
+        return state.scales.numel()
+
+    def _choose_nudges(self, state: CodingState) -> NDArray[np.int16]:
+        assert state.scales is not None
+        return self._nudger.choose(state.scales).to(torch.int16).cpu().numpy()
+
+    def _indexes_of_y(self, state: CodingState) -> NDArray[np.uint16]:
+        assert state.scales is not None and state.nudges is not None
+        nudges = torch.from_numpy(state.nudges).to(self._device).long()
+        levels = self._nudger.levels(state.scales, nudges)
+        # Fewer bytes than int64 on their way from the device; indexes stay below 2^15.
+        return (self._channels + levels).to(torch.int16).cpu().numpy().view(np.uint16)
+
+    def _symbols_of_y(self, step: int, state: CodingState) -> NDArray[np.int16]:
+        assert state.y is not None and state.means is not None
+        state.symbols = torch.round(self._model.select(step, state.y) - state.means)
+        return _to_symbols(state.symbols, f"y, step {step}")
+
+    def _finish(self, step: int, state: CodingState, symbols: NDArray[np.int16]) -> None:
+        assert state.means is not None
+        y_hat = self._known(state.symbols, symbols) + state.means
+        self._model.accept(step, state.progress, y_hat)
 
     def _known(self, own: Tensor | None, symbols: NDArray[np.int16]) -> Tensor:
         """Return symbols as floats: the encoder's own, which are on the device, or those read."""
@@ -140,7 +124,9 @@ class TorchContextBackend:
         self.device = str(device)
         with memory_errors():
             self.model = model.to(device).eval().requires_grad_(False)
-        self.steps: Steps = ContextSteps(self.model, device)
+        steps = TorchContextSteps(self.model, device)
+        self.steps: Steps = steps
+        self._shape_of_z = steps.shape_of_z
         self._device = device
         self._half = half
 
@@ -160,7 +146,7 @@ class TorchContextBackend:
 
     def blank(self, height: int, width: int) -> State:
         """Return the decoder's first state for one picture of H x W pixels."""
-        return CodingState(shape=(1, self.model.config.N, height // 64, width // 64))
+        return CodingState(shape=self._shape_of_z(height, width))
 
     @torch.inference_mode()
     def synthesize(self, state: State) -> NDArray[np.float32]:
@@ -175,9 +161,7 @@ class TorchContextBackend:
 
 
 def _to_symbols(values: Tensor, name: str) -> NDArray[np.int16]:
-    codable = torch.abs(values) <= CODABLE
-    symbols = torch.where(codable, values, float(UNCODABLE)).to(torch.int32)
-    return checked_symbols(symbols.cpu().numpy(), name)
+    return checked_symbols(to_symbols(values).cpu().numpy(), name)
 
 
 # Precision of matrix products and of convolutions, and cuDNN's benchmark and deterministic.

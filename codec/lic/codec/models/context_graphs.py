@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lic.codec.graph_plan import FROM_CONSTANTS, FROM_WEIGHTS, Call, Plan, PlannedStep
 from lic.codec.models import hierarchy
 from lic.codec.models.context import ContextModel
-from lic.codec.models.graphs import CODABLE, UNCODABLE
+from lic.codec.models.graphs import to_symbols
 from lic.codec.models.hierarchy import SCALES, STEPS
 from lic.codec.models.hpcm import HPCM
 from lic.codec.models.hpcm import Progress as HPCMProgress
@@ -78,10 +78,8 @@ class Encoder(_Part):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return z, then the parts in order."""
         y = self.model.analyze(x)
-        z = torch.round(self.model.hyper_analyze(y))
-        codable = torch.abs(z) <= CODABLE
-        symbols = torch.where(codable, z, float(UNCODABLE)).to(torch.int32)
-        return symbols, *(self.model.select(step, y) for step in range(len(self.model.steps)))
+        z = to_symbols(torch.round(self.model.hyper_analyze(y)))
+        return z, *(self.model.select(step, y) for step in range(len(self.model.steps)))
 
 
 class Decoder(_Part):

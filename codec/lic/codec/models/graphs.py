@@ -9,19 +9,18 @@ Shapes: N batch, M latent channels, H W pixels, h = H / 16, w = W / 16.
 import torch
 from torch import Tensor, nn
 
+from lic.codec.latents import SYMBOL_LIMIT, UNCODABLE
 from lic.codec.models.bmshj2018 import FactorizedPrior
 
-# Larger than any 16-bit symbol: how a graph says that a latent cannot be coded.
-UNCODABLE = 2**16
-CODABLE = 2**15 - 1
+
+def to_symbols(steps: Tensor) -> Tensor:
+    """Return rounded latents (any shape) as int32; NaN and what is too large as UNCODABLE."""
+    codable = torch.abs(steps) <= SYMBOL_LIMIT
+    return torch.where(codable, steps, float(UNCODABLE)).to(torch.int32)
 
 
 class Encoder(nn.Module):
-    """x (N, 3, H, W) in [0, 1] -> symbols (N, M, h, w) int32.
-
-    NaN, infinite and huge latents become UNCODABLE: their conversion to integers would differ from
-    machine to machine, and on some give a harmless-looking zero.
-    """
+    """x (N, 3, H, W) in [0, 1] -> symbols (N, M, h, w) int32, see `to_symbols`."""
 
     medians: Tensor
 
@@ -32,9 +31,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the symbols."""
-        steps = torch.round(self.g_a(x) - self.medians)
-        codable = torch.abs(steps) <= CODABLE
-        return torch.where(codable, steps, float(UNCODABLE)).to(torch.int32)
+        return to_symbols(torch.round(self.g_a(x) - self.medians))
 
 
 class Decoder(nn.Module):

@@ -22,16 +22,9 @@ from lic.codec.models.bmshj2018 import ContextOutput, Latents
 from lic.codec.models.conditional import GeneralizedGaussian, scale_table
 from lic.codec.models.context import ContextModel
 from lic.codec.models.hierarchy import STEPS, fold, spread, up
-from lic.codec.models.hpcm_blocks import (
-    Branch,
-    PartialBlock,
-    Prior,
-    WindowAttention,
-    channels_last,
-    down,
-    upsample,
-)
+from lic.codec.models.hpcm_blocks import Prior, WindowAttention, channels_last
 from lic.codec.models.hpcm_config import HPCMConfig
+from lic.codec.models.hpcm_transforms import hyper_transforms, transforms
 from lic.codec.models.noise import uniform_noise
 
 # Sides of the attention windows at s1, s2, s3: 256 pixels each.
@@ -85,29 +78,13 @@ class HPCM(ContextModel):
     def __init__(self, config: HPCMConfig) -> None:
         super().__init__()
         self.config = config
-        m, n = config.M, config.N
-        self.means_hyper = nn.Parameter(torch.zeros(1, n, 1, 1))
-        self.scales_hyper = nn.Parameter(torch.ones(1, n, 1, 1))
+        self.means_hyper = nn.Parameter(torch.zeros(1, config.N, 1, 1))
+        self.scales_hyper = nn.Parameter(torch.ones(1, config.N, 1, 1))
         for name in TABLE_BUFFERS:
             self.register_buffer(name, torch.empty(0))
         self.entropy_estimation = GeneralizedGaussian(scale_bound=SCALE_LOW)
-        self.g_a, self.g_s = _transforms(config)
-        self.h_a = Branch(
-            [
-                PartialBlock(m),
-                down(m, n, 2),
-                *(PartialBlock(n) for _ in range(3)),
-                down(n, n, 2),
-            ]
-        )
-        self.h_s = Branch(
-            [
-                upsample(n, n, 2),
-                *(PartialBlock(n) for _ in range(3)),
-                upsample(n, 2 * m, 2),
-                PartialBlock(2 * m),
-            ]
-        )
+        self.g_a, self.g_s = transforms(config)
+        self.h_a, self.h_s = hyper_transforms(config)
         self._init_context(config)
         self.register_buffer(
             "_levels", scale_table(SCALE_LOW, SCALE_HIGH, SCALE_LEVELS), persistent=False
@@ -374,35 +351,3 @@ class HPCM(ContextModel):
         rows_z, offsets_z = self.entropy_estimation.pmfs(self.scales_hyper.flatten())
         rows_y, offsets_y = self.entropy_estimation.pmfs(self.levels)
         return build_tables([*rows_z, *rows_y, nudges.pmf()], [*offsets_z, *offsets_y, 0])
-
-
-def _transforms(config: HPCMConfig) -> tuple[nn.Module, nn.Module]:
-    """Return g_a and g_s."""
-
-    def blocks(place: int) -> list[nn.Module]:
-        return [PartialBlock(config.widths[place]) for _ in range(config.blocks[place])]
-
-    half, quarter, eighth = config.widths
-    g_a = Branch(
-        [
-            down(3, half, 4),
-            *blocks(0),
-            down(half, quarter, 2),
-            *blocks(1),
-            down(quarter, eighth, 2),
-            *blocks(2),
-            down(eighth, config.M, 2),
-        ]
-    )
-    g_s = Branch(
-        [
-            upsample(config.M, eighth, 2),
-            *blocks(2),
-            upsample(eighth, quarter, 2),
-            *blocks(1),
-            upsample(quarter, half, 2),
-            *blocks(0),
-            upsample(half, 3, 4),
-        ]
-    )
-    return g_a, g_s

@@ -184,7 +184,7 @@ def load_converted(path: Path) -> Converted:
         )
     try:
         return _converted(metadata, tensors)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise ModelMismatchError(f"{path}: a damaged int8 model of lic ({error})") from None
 
 
@@ -195,13 +195,41 @@ def _converted(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Conve
         missing = [item for item in REQUIRED if held[item] is None]
         if missing:
             raise KeyError(f"{name}.{missing[0]} is missing")
-        layers[name] = QuantizedLayer(axis=int(axis), **held)  # type: ignore[arg-type]
+        layers[name] = QuantizedLayer(axis=axis, **held)  # type: ignore[arg-type]
+        _check_kinds(name, layers[name])
     architecture = metadata["architecture"]
     if architecture not in MODELS:
         raise ConfigError(f"its architecture is {architecture!r}; expected {', '.join(MODELS)}")
+    config = json.loads(metadata["config"])
+    if not isinstance(config, dict):
+        raise ConfigError(f"its config is {config!r}; expected an object")
     return Converted(
         architecture=architecture,
-        config=json.loads(metadata["config"]),
+        config=config,
         layers=layers,
         rest=tensors,
     )
+
+
+def _check_kinds(name: str, layer: QuantizedLayer) -> None:
+    """Refuse tensors that are not what the format says.
+
+    Raises:
+        ValueError: says which.
+    """
+    shape = tuple(layer.weight.shape)
+    if layer.axis not in (0, 1) or len(shape) != 4:
+        raise ValueError(f"{name}.weight is {shape} with axis {layer.axis!r}")
+    one, each = (1,), (shape[layer.axis],)
+    kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "weight": (torch.int8, shape),
+        "weight_scale": (torch.float32, each),
+        "bias": (torch.float32, each),
+    }
+    for side in ("input", "output"):
+        kinds[f"{side}_scale"] = torch.float32, one
+        kinds[f"{side}_zero_point"] = torch.uint8, one
+    for item, value in layer.tensors().items():
+        found = value.dtype, tuple(value.shape)
+        if found != kinds[item]:
+            raise ValueError(f"{name}.{item} is {found}; expected {kinds[item]}")

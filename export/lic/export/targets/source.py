@@ -8,7 +8,6 @@ Shapes: N batch, C channels, H W pixels.
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from lic.codec.errors import ConfigError, ExportError, ImageError
 
 # What a compiler is asked for unless told otherwise; deployment figures are quoted for it.
 DEFAULT_SIZE = (256, 256)
+# What lic calls the inputs of graphs that take no picture, and pixels for one step of them.
+_STRIDES = {"symbols": 16, "y_hat": 16, "z": 64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,11 @@ class Graph:
 
     Attributes:
         source: the bundle's label or the file's path.
-        name: encoder, decoder, or the file's name without its suffix.
+        name: of its file without the suffix, such as encoder.
         model: weights may be pointers to `weights` or to files in `folder`.
         weights: the bundle's weights file; None for a file.
         folder: where a file's weights lie.
-        stride: pixels for one step of the decoder's input, 1 where the input is the picture.
+        stride: pixels for one step of the input, 1 where that is the picture, or not lic's.
     """
 
     source: str
@@ -49,7 +50,7 @@ class Graph:
 
 
 def of_bundle(bundle: Bundle) -> list[Graph]:
-    """Return a bundle's encoder and decoder.
+    """Return a bundle's graphs: encoder, decoder, then those that a context has between.
 
     Raises:
         ConfigError: the bundle has none.
@@ -58,18 +59,23 @@ def of_bundle(bundle: Bundle) -> list[Graph]:
     if not bundle.has_graphs:
         raise ConfigError(
             f"{bundle.label} has no ONNX graphs (files: {', '.join(sorted(bundle.manifest.files))})"
-            "; models with a context run on PyTorch, and there is nothing for an NPU to check"
+            "; 'lic export' makes a bundle that has them"
         )
     weights = bundle.read(WEIGHTS)
-    make = partial(Graph, source=bundle.label, weights=weights)
-    return [
-        make(name="encoder", model=_parse(bundle.read(ENCODER), ENCODER)),
-        make(
-            name="decoder",
-            model=_parse(bundle.read(DECODER), DECODER),
-            stride=bundle.manifest.stride,
-        ),
-    ]
+    files = [name for name in sorted(bundle.manifest.files) if name.endswith(".onnx")]
+    graphs = []
+    for name in dict.fromkeys((ENCODER, DECODER, *files)):
+        model = _parse(bundle.read(name), name)
+        graphs.append(
+            Graph(
+                source=bundle.label,
+                name=name.removesuffix(".onnx"),
+                model=model,
+                weights=weights,
+                stride=_stride(model),
+            )
+        )
+    return graphs
 
 
 def of_file(path: Path) -> Graph:
@@ -84,7 +90,21 @@ def of_file(path: Path) -> Graph:
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from None
     model = _parse(data, str(path))
-    return Graph(source=str(path), name=path.stem, model=model, folder=path.parent)
+    return Graph(
+        source=str(path), name=path.stem, model=model, folder=path.parent, stride=_stride(model)
+    )
+
+
+def _stride(model: onnx.ModelProto) -> int:
+    """Return how many pixels one step of a graph's only input stands for."""
+    names = input_names(model)
+    return _STRIDES.get(names[0], 1) if model.producer_name == "lic" and len(names) == 1 else 1
+
+
+def input_names(model: onnx.ModelProto) -> list[str]:
+    """Return the names of a graph's inputs that are no weights."""
+    given = {i.name for i in model.graph.initializer}
+    return [value.name for value in model.graph.input if value.name not in given]
 
 
 def _parse(data: bytes, name: str) -> onnx.ModelProto:

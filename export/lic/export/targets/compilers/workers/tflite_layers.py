@@ -148,6 +148,9 @@ class Layers:
         """
         own = np.arange(channels)
         users = self.users.get(node.output[0], [])
+        # lic's sub-pixel forms rectify before they shuffle.
+        while len(users) == 1 and users[0].op_type in ("Relu", "LeakyRelu", "Clip"):
+            users = self.users.get(users[0].output[0], [])
         block = None
         for user in users:
             found = _attributes(user)
