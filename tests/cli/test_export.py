@@ -1,6 +1,7 @@
 """lic export: graphs and bundles, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_the_opset_is_the_one_asked_for(
         (("--part", "full", "--dtype", "float16"), "--dtype means nothing for single graphs"),
         (("--external-round",), "--external-round means nothing for a bundle"),
         (("--int8",), "--int8 needs pictures to take its ranges from"),
+        (("--int8", "--calib", ""), "--int8 needs pictures to take its ranges from"),
         (("--int8", "--fp16"), "--int8 contradicts --fp16"),
         (("--calib", "."), "--calib means nothing without --int8"),
         (("--calib-method", "rd"), "--calib-method means nothing without --int8"),
@@ -129,6 +131,22 @@ def test_what_is_there_stays_unless_told(lic: Lic, tiny_bundle: Path, tmp_path: 
     assert (tmp_path / "bundle" / "note.txt").read_text() == "mine"
     assert lic("export", tiny_bundle, "-o", tmp_path, "--part", "full", "-f").code == 0
     assert (tmp_path / "full.onnx").stat().st_size > 1000
+
+
+def test_graphs_do_not_go_into_a_bundle(lic: Lic, tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    done = lic("export", tiny_bundle, "-o", tmp_path / "bundle", "--part", "decoder", "-f")
+    assert done.code == 7
+    assert "is a bundle, which other graphs would break" in done.err
+    Bundle.open(tmp_path / "bundle").read("decoder.onnx")
+
+
+def test_what_is_asked_for_comes_whole_or_not_at_all(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    parts = ("--part", "decoder", "--part", "full")
+    assert lic("export", tiny_bundle, "-o", tmp_path / "out", *parts, "--fp16").code == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_sources_that_hold_no_model(lic: Lic, tmp_path: Path) -> None:

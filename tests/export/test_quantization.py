@@ -32,7 +32,7 @@ from lic.export.int8_plan import levels_of
 from lic.export.int8_prepare import prepare
 from lic.export.make_bundle import Description
 from lic.export.parts import GraphOptions
-from lic.export.qdq import SYMBOLS, Wiring
+from lic.export.qdq import SYMBOLS, IntegerLayer, Levels, Wiring, write_qdq
 from lic.export.quantization import quantise_graph
 from lic.export.variants import half_bundle, part_graphs, sample_picture, write_variant
 from lic.trainers.qat import convert, save_converted
@@ -384,3 +384,17 @@ def test_the_embedded_model_loses_little(tmp_path: Path, photos: Path) -> None:
         pixels = picture.width * picture.height
         losses.append(8 * len(data) / pixels + 0.013 * error)
     assert losses[1] < 1.1 * losses[0]
+
+
+def test_a_bias_too_large_for_its_scale_is_named(graphs: Graphs) -> None:
+    wiring = Wiring(graphs[ENCODER])
+    weight = wiring.value("g_a.2.weight")
+    layer = IntegerLayer(
+        weight=np.ones_like(weight, np.int8),
+        weight_scale=np.full(weight.shape[0], 1e-9, np.float32),
+        bias=np.full(weight.shape[0], 3.0, np.float32),
+        input=Levels(scale=1e-3, zero_point=0),
+        output=None,
+    )
+    with pytest.raises(ExportError, match=r"g_a\.2: a bias of 3 does not fit into 31 bits"):
+        write_qdq(graphs[ENCODER], {"g_a.2": layer})

@@ -40,7 +40,7 @@ def test_the_loss_is_rate_and_distortion_by_the_pixel() -> None:
     weights = W.abs().clamp(max=2)
     encoder = graph_of(weights, rounded=True)
     loss = Loss(pictures, encoder, decoder(0.5), tables(), LMBDA)
-    symbols = [np.rint(x * weights.numpy()).astype(np.int32) for x in pictures]
+    symbols = [np.rint(x * weights.numpy()).astype(np.int16) for x in pictures]
 
     def expected(step: float) -> float:
         bits = sum(symbol_bits(s, tables()) for s in symbols)

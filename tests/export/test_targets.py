@@ -12,11 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from lic.codec.bundle import DECODER, Bundle
 from lic.codec.errors import ConfigError, ExportError, ImageError
 from lic.export.make_bundle import Description, make_bundle
+from lic.export.parts import GraphOptions
 from lic.export.targets.operators import read, without_ends
 from lic.export.targets.report import Report, check
 from lic.export.targets.rules import TARGETS, TOOLKITS, load, parse
 from lic.export.targets.source import Graph, complete, of_bundle, of_file
-from lic.export.variants import float_graphs
+from lic.export.variants import part_graphs
 from tests.export.conftest import model_of as model_of_kind
 from tests.export.conftest import spread_hyperprior
 
@@ -194,7 +195,7 @@ def test_both_graphs_of_a_bundle_have_a_network_and_ends(tiny_bundle: Path) -> N
 @pytest.mark.parametrize("target", ["rk3588", "ethos-u55", "ethos-u65", "ethos-u85"])
 def test_the_shuffle_that_was_measured_can_be_had(target: str) -> None:
     """NPUs without DepthToSpace take it, and the rules that name it mean what lic writes."""
-    graph = float_graphs(model_of_kind("relu", "relu"), "shuffle")[DECODER]
+    graph = part_graphs(model_of_kind("relu", "relu"), GraphOptions(upsample="shuffle"))[DECODER]
     report = check(Graph(source="s", name="decoder", model=graph), load(target))
     assert report.totals["network"] == {"npu": 19, "cpu": 0, "fails": 0, "unknown": 0}
     if target.startswith("ethos"):

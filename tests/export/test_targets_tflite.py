@@ -11,10 +11,11 @@ import pytest
 
 from lic.codec.bundle import DECODER
 from lic.export.forms import Form
+from lic.export.parts import GraphOptions
 from lic.export.targets.compilers.toolkit import WORKERS
 from lic.export.targets.operators import without_ends
 from lic.export.targets.source import Graph, complete
-from lic.export.variants import float_graphs
+from lic.export.variants import part_graphs
 from tests.export.conftest import model_of
 
 
@@ -33,7 +34,7 @@ def test_what_a_shuffle_reads_is_ordered_as_tensorflow_reads_it(
     form: Form, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind a ReLU, too; the last layer has none."""
-    model = float_graphs(model_of("relu", "relu"), form)[DECODER]
+    model = part_graphs(model_of("relu", "relu"), GraphOptions(upsample=form))[DECODER]
     whole = complete(Graph(source="s", name="decoder", model=model, stride=16), (32, 32))
     layers = converter(monkeypatch).Layers(without_ends(whole))
     orders = [

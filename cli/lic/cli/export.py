@@ -14,7 +14,7 @@ from lic.cli.batch import check_target, write_output
 from lic.cli.console import Output
 from lic.cli.extras import require
 from lic.cli.weights import default_name, is_checkpoint, load_any, rate_of
-from lic.codec.errors import ConfigError
+from lic.codec.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from lic.codec.bundle import Bundle
@@ -65,7 +65,7 @@ def export(
     upsample: Annotated[
         str,
         typer.Option(
-            help="Form of transposed convolutions: k5; k6, the same bits; subpixel or "
+            help="Form of transposed convolutions: k5; k6, the same bits; subpixel, shuffle or "
             "subpixel-reshape, the same sums; blocks, for int8 on CPUs. Default: k5, of int8 "
             "blocks."
         ),
@@ -83,7 +83,8 @@ def export(
         bool, typer.Option("--int8", help="Graphs that compute in int8; wants --calib.")
     ] = False,
     calib: Annotated[
-        Path | None, typer.Option(help="Folder of pictures that int8 ranges are taken from.")
+        str | None,
+        typer.Option(metavar="<path>", help="Folder of pictures that int8 ranges are taken from."),
     ] = None,
     calib_method: Annotated[
         str | None,
@@ -117,7 +118,7 @@ def export(
         "--int8-sides": int8_sides,
     }  # fmt: skip
     _refuse("without --int8", of_int8 if not int8 else {})
-    if int8 and calib is None:
+    if int8 and not calib:
         raise ConfigError("--int8 needs pictures to take its ranges from: --calib FOLDER")
     out = Output(as_json=as_json)
     if BUNDLE not in parts:
@@ -130,6 +131,11 @@ def export(
             half=fp16, **({} if opset is None else {"opset": opset}),
         )  # fmt: skip
         calibrated = _calibrated(of_int8, upsample) if int8 else None
+        if _is_int8(Path(source)):
+            raise ConfigError(
+                f"{source} is int8 already, and comes as a bundle: leave --part out, and take the "
+                "graphs from there, which hold their weights"
+            )
         found = _source(source, rate)
         _export_graphs(found, output, parts, graph_options, calibrated, force=force, out=out)
         return
@@ -269,6 +275,12 @@ def _bundle_maker(
     return None
 
 
+def _is_int8(path: Path) -> bool:
+    from lic.codec.models.int8_files import is_converted
+
+    return path.is_file() and is_converted(path)
+
+
 def _calibrated(of_int8: dict[str, Any], upsample: str) -> tuple[Path, "Int8Options"]:
     """Return the folder of the calibration's pictures, and what is made of them."""
     from lic.export.int8_bundle import Int8Options
@@ -278,7 +290,7 @@ def _calibrated(of_int8: dict[str, Any], upsample: str) -> tuple[Path, "Int8Opti
         "sides": of_int8["--int8-sides"], "upsample": upsample,
     }  # fmt: skip
     settings = Int8Options(**{name: value for name, value in asked.items() if value})
-    return of_int8["--calib"], settings
+    return Path(of_int8["--calib"]), settings
 
 
 def _export_bundle(
@@ -292,9 +304,7 @@ def _export_bundle(
     force: bool,
     out: Output,
 ) -> None:
-    from lic.codec.models.int8_files import is_converted
-
-    if Path(source).is_file() and is_converted(Path(source)):
+    if _is_int8(Path(source)):
         _refuse(
             f"with {source}, which is int8 already",
             {"--int8, --fp16 or --upsample": make, "--rate": rate, "--dtype": dtype != "float32"},
@@ -355,8 +365,13 @@ def _export_graphs(
     force: bool,
     out: Output,
 ) -> None:
+    from lic.codec.bundle import MANIFEST
     from lic.export.parts import with_facts
 
+    if (folder / MANIFEST).is_file():
+        raise OutputError(
+            f"{folder}: is a bundle, which other graphs would break; choose another folder"
+        )
     targets = {part: folder / f"{part}.onnx" for part in parts}
     for target in targets.values():
         check_target(target, force=force)

@@ -187,6 +187,11 @@ def _quantised(
     loss = None
     if options.method == "rd":
         lmbda = options.lmbda or bundle.manifest.lmbda
+        if options.lmbda is None and bundle.manifest.metric != "mse":
+            raise ConfigError(
+                f"{bundle.label} was trained for {bundle.manifest.metric}; ranges by rate and "
+                "distortion are chosen by the squared error: take another method"
+            )
         loss = Loss(pictures, floats[ENCODER], floats[DECODER], bundle.tables, lmbda)
     made: dict[str, onnx.ModelProto] = {}
     if options.sides != "decoder":

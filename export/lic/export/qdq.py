@@ -197,6 +197,12 @@ class _Writer:
         node.input[1] = self._constant(node.input[1], layer.weight, scale, axis)
         steps = np.float32(layer.input.scale) * scale
         bias = np.rint(layer.bias.astype(np.float64) / steps)
+        # `integer_layer` sees to it, up to the rounding of its scale; training does not.
+        if not np.abs(bias).max(initial=0) <= BIAS_LEVEL * (1 + 1e-5):
+            raise ExportError(
+                f"{name}: a bias of {np.abs(layer.bias).max():g} does not fit into 31 bits at its "
+                "scale; train longer, or with another range"
+            )
         bias = np.clip(bias, -BIAS_LEVEL, BIAS_LEVEL).astype(np.int32)
         del node.input[2:]
         node.input.append(self._constant(f"{name}.bias", bias, steps, 0))

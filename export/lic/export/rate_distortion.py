@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from lic.codec.bundle import DECODER, ENCODER
 from lic.codec.entropy import Meter, Tables
 from lic.codec.errors import ConfigError, ExportError
-from lic.codec.latents import checked_symbols
-from lic.codec.models.graphs import UNCODABLE
+from lic.codec.latents import UNCODABLE, checked_symbols
 from lic.export.graph_check import run, session
 
 

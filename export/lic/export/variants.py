@@ -6,7 +6,6 @@ other: neither what makes y nor what makes the picture selects tables.
 Shapes: N batch, M latent channels, H W pixels, h = H / 16, w = W / 16.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,10 +72,13 @@ def write_variant(
     manifest = replace(bundle.manifest, graphs=described)
     files = {name: bundle.read(name) for name in bundle.manifest.files}
     files.update(graphs)
-    with tempfile.TemporaryDirectory() as scratch:
-        tried = write_bundle(Path(scratch) / "tried", manifest, files)
-        _check(bundle, tried, picture)
-    return write_bundle(target, manifest, files, overwrite=overwrite)
+    return write_bundle(
+        target,
+        manifest,
+        files,
+        overwrite=overwrite,
+        check=lambda tried: _check(bundle, tried, picture),
+    )
 
 
 def _check(bundle: Bundle, tried: Bundle, picture: NDArray[np.float32]) -> None:
