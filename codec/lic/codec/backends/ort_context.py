@@ -25,6 +25,7 @@ from lic.codec.errors import ModelMismatchError
 from lic.codec.graph_plan import CONSTANTS, FROM_CONSTANTS, FROM_WEIGHTS, Call, Plan
 from lic.codec.latents import SYMBOL_LIMIT, State, Steps, checked_symbols
 from lic.codec.nudges import Nudger, block_count, checked
+from lic.codec.stages import stage
 
 Floats = NDArray[np.float32]
 # Larger than any symbol: what NaN and infinity become, whose conversion differs by machine.
@@ -154,10 +155,11 @@ class ContextSteps:
         indexes = (self._channels + levels).astype(np.uint16)
         if state.z is None:
             return None, indexes
-        state.symbols = np.rint(state.parts[step] - state.values["means"])
-        codable = np.abs(state.symbols) <= SYMBOL_LIMIT
-        symbols = np.where(codable, state.symbols, _UNCODABLE).astype(np.int32)
-        return checked_symbols(symbols, f"y, step {step}"), indexes
+        with stage("quantise"):
+            state.symbols = np.rint(state.parts[step] - state.values["means"])
+            codable = np.abs(state.symbols) <= SYMBOL_LIMIT
+            symbols = np.where(codable, state.symbols, _UNCODABLE).astype(np.int32)
+            return checked_symbols(symbols, f"y, step {step}"), indexes
 
     def accept(self, group: int, state: State, symbols: NDArray[np.int16]) -> State:
         """Return the state with a group's symbols known.

@@ -20,6 +20,7 @@ from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models import MODELS, ContextModel, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 from lic.codec.models.parameter_counts import check_size
+from lic.codec.stages import stage
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -125,14 +126,19 @@ class TorchBackend(FactorizedBackend):
     @torch.inference_mode()
     def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
         with memory_errors():
-            image = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
-            symbols: NDArray[np.int32] = self._encoder(image).cpu().numpy()
+            with stage("copy"):
+                image = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
+            y = self._encoder(image)
+            with stage("copy"):
+                symbols: NDArray[np.int32] = y.cpu().numpy()
         return symbols
 
     @torch.inference_mode()
     def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
         with memory_errors():
-            x_hat: NDArray[np.float32] = (
-                self._decoder(torch.from_numpy(symbols).to(self._device)).cpu().numpy()
-            )
-        return x_hat
+            with stage("copy"):
+                y = torch.from_numpy(symbols).to(self._device)
+            x_hat = self._decoder(y)
+            with stage("copy"):
+                pixels: NDArray[np.float32] = x_hat.cpu().numpy()
+        return pixels

@@ -20,6 +20,7 @@ from lic.codec.models.context import ContextModel, Progress
 from lic.codec.models.graphs import CODABLE, UNCODABLE
 from lic.codec.models.nudges import Nudger
 from lic.codec.nudges import block_count, checked
+from lic.codec.stages import stage
 
 
 @dataclass
@@ -84,7 +85,7 @@ class ContextSteps:
         if state.y is None:
             return None, indexes
         state.nudges = self._nudger.choose(state.scales)
-        return state.nudges.to(torch.int16).cpu().numpy(), indexes
+        return _to_host(state.nudges.to(torch.int16)), indexes
 
     def _propose_y(
         self, step: int, state: CodingState
@@ -92,9 +93,11 @@ class ContextSteps:
         assert state.scales is not None and state.nudges is not None and state.means is not None
         levels = self._nudger.levels(state.scales, state.nudges)
         if state.y is not None:
-            state.symbols = torch.round(self._model.select(step, state.y) - state.means)
+            selected = self._model.select(step, state.y)
+            with stage("quantise"):
+                state.symbols = torch.round(selected - state.means)
         # Fewer bytes than int64 on their way from the device; indexes stay below 2^15.
-        indexes = (self._channels + levels).to(torch.int16).cpu().numpy().view(np.uint16)
+        indexes = _to_host((self._channels + levels).to(torch.int16)).view(np.uint16)
         if state.symbols is None:
             return None, indexes
         return _to_symbols(state.symbols, f"y, step {step}"), indexes
@@ -111,7 +114,7 @@ class ContextSteps:
             if group == 0:
                 state.progress = self._model.begin(self._known(state.z, symbols))
             elif part == 0:
-                state.nudges = torch.from_numpy(checked(symbols)).to(self._device).long()
+                state.nudges = _to_device(checked(symbols), self._device).long()
             else:
                 y_hat = self._known(state.symbols, symbols) + state.means
                 self._model.accept(step, state.progress, y_hat)
@@ -121,7 +124,7 @@ class ContextSteps:
         """Return symbols as floats: the encoder's own, which are on the device, or those read."""
         if own is not None:
             return own
-        return torch.from_numpy(symbols).to(self._device).to(torch.float32)
+        return _to_device(symbols, self._device).to(torch.float32)
 
 
 class TorchContextBackend:
@@ -151,11 +154,13 @@ class TorchContextBackend:
     def analyze(self, x: NDArray[np.float32]) -> State:
         """Return the state with y and z of x (B, 3, H, W) in [0, 1]."""
         with _faithful(self._device):
-            image = torch.from_numpy(x).to(self._device)
+            image = _to_device(x, self._device)
             with self._transform_precision():
                 y = self.model.analyze(image)
             y = y.to(torch.float32)
-            z = torch.round(self.model.hyper_analyze(y))
+            z = self.model.hyper_analyze(y)
+            with stage("quantise"):
+                z = torch.round(z)
             return CodingState(shape=tuple(z.shape), y=y, z=z)
 
     def blank(self, height: int, width: int) -> State:
@@ -167,7 +172,7 @@ class TorchContextBackend:
         """Return x_hat (B, 3, H, W) in [0, 1] from the state after the walk."""
         with _faithful(self._device), self._transform_precision():
             x_hat = self.model.synthesize(self.model.y_hat(state.progress))
-            pixels: NDArray[np.float32] = x_hat.to(torch.float32).clamp(0, 1).cpu().numpy()
+            pixels: NDArray[np.float32] = _to_host(x_hat.to(torch.float32).clamp(0, 1))
         return pixels
 
     def _transform_precision(self) -> contextlib.AbstractContextManager[object]:
@@ -175,9 +180,21 @@ class TorchContextBackend:
 
 
 def _to_symbols(values: Tensor, name: str) -> NDArray[np.int16]:
-    codable = torch.abs(values) <= CODABLE
-    symbols = torch.where(codable, values, float(UNCODABLE)).to(torch.int32)
-    return checked_symbols(symbols.cpu().numpy(), name)
+    with stage("quantise"):
+        codable = torch.abs(values) <= CODABLE
+        symbols = torch.where(codable, values, float(UNCODABLE)).to(torch.int32)
+        return checked_symbols(_to_host(symbols), name)
+
+
+def _to_host(values: Tensor) -> NDArray[Any]:
+    with stage("copy"):
+        copied: NDArray[Any] = values.cpu().numpy()
+        return copied
+
+
+def _to_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    with stage("copy"):
+        return torch.from_numpy(values).to(device)
 
 
 # Precision of matrix products and of convolutions, and cuDNN's benchmark and deterministic.
