@@ -35,7 +35,7 @@ def decoded(codec: Codec, data: bytes) -> NDArray[np.uint8]:
 class Blocks:
     """An engine that keeps the means of 16 x 16 blocks: memory is the pipeline's alone."""
 
-    name, device = "blocks", "cpu"
+    name, device, provider = "blocks", "cpu", "numpy"
     notes: tuple[str, ...] = ()
     channels = 12
 

@@ -202,6 +202,11 @@ class OrtContextBackend:
         """What the sessions made so far have to say."""
         return self._sessions.notes
 
+    @property
+    def provider(self) -> str:
+        """The providers that the sessions made so far run on."""
+        return ", ".join(self._sessions.providers)
+
     def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
         """Make the sessions of the directions asked for."""
         self._graphs.load()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lic.codec.backends.base import Backend, FactorizedBackend
 from lic.codec.backends.torch_context import TorchContextBackend
-from lic.codec.backends.torch_device import memory_errors, torch_device
+from lic.codec.backends.torch_device import memory_errors, provider_name, torch_device
 from lic.codec.bundle import MANIFEST, TABLES, WEIGHTS, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models import MODELS, ContextModel, FactorizedPrior
@@ -115,6 +115,7 @@ class TorchBackend(FactorizedBackend):
         super().__init__(bundle)
         self.notes: tuple[str, ...] = ()
         self.device = str(device)
+        self.provider = provider_name(device)
         self._device = device
         model = model.to(device)
         self._encoder = Encoder(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lic.codec.backends.torch_device import memory_errors
+from lic.codec.backends.torch_device import memory_errors, provider_name
 from lic.codec.latents import State, Steps, checked_symbols
 from lic.codec.models.context import ContextModel, Progress
 from lic.codec.models.graphs import CODABLE, UNCODABLE
@@ -141,6 +141,7 @@ class TorchContextBackend:
     def __init__(self, model: ContextModel, device: torch.device, *, half: bool = False) -> None:
         self.notes: tuple[str, ...] = ()
         self.device = str(device)
+        self.provider = provider_name(device)
         with memory_errors():
             self.model = model.to(device).eval().requires_grad_(False)
         self.steps: Steps = ContextSteps(self.model, device)
