@@ -1,6 +1,6 @@
 """The tables of lic bench speed: several narrow ones, so that each fits into 100 columns."""
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,16 +21,16 @@ def print_tables(results: SpeedResults, console: Console) -> None:
         for table in (_rows(good), _times(good), _stages(good), *_growth(good)):
             console.print(table)
         _say_notes(good, console)
-    for number, row in numbered:
-        if row.error:
-            console.print(f"{number} failed: {escape(_named(row))}: {escape(row.error)}")
+    _say_failures(numbered, console)
 
 
 def _rows(rows: Numbered) -> Table:
     table = _table("what was measured")
     for heading in ("#", "system", "engine", "HxW", "bytes", "cold ms", "MB", "kMAC/px", "param."):
-        left = heading in ("system", "engine")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+        # Names may break, numbers may not.
+        name = heading in ("system", "engine")
+        side: JustifyMethod = "left" if name else "right"
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=not name)
     for number, row in rows:
         macs = row.kmac_per_pixel
         size = f"{row.height}x{row.width}"
@@ -42,7 +42,7 @@ def _rows(rows: Numbered) -> Table:
             _number(row.bytes, "{:,}"),
             _number(row.cold_start, "{:.0f}"),
             _number(row.peak_memory, "{:.0f}", 1e6),
-            f"{macs['encode']:g} + {macs['decode']:g}" if macs else "",
+            f"{macs['encode']:.4g} + {macs['decode']:.4g}" if macs else "",
             _number(row.parameters, "{:.2f} M", 1e6),
         )
     return table
@@ -79,16 +79,17 @@ def _growth(rows: Numbered) -> list[Table]:
     found = growth([row for _, row in rows])
     if not found:
         return []
-    table = _table("growth: time ~ pixels ^ exponent", "system", "engine", "sizes")
-    headings = ("encode", "decode", "encode CPU", "decode CPU")
-    for heading in headings:
+    table = _table("growth: time ~ pixels ^ exponent")
+    for heading in ("system", "engine", "sizes, Mpx"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("encode", "decode", "encode CPU", "decode CPU"):
         table.add_column(heading, justify="right")
     for fit in found:
         exponents = [spent[name] for spent in (fit.wall, fit.cpu) for name in ("encode", "decode")]
         table.add_row(
             escape(f"{fit.row.system} {fit.row.setting}"),
             escape(_engine(fit.row)),
-            f"{fit.sizes}: {fit.low / 1e6:.2f} to {fit.high / 1e6:.2f} Mpx",
+            f"{fit.sizes}, {fit.low / 1e6:.3g} to {fit.high / 1e6:.3g}",
             *(f"{each:.2f}" for each in exponents),
         )
     return [table]
@@ -100,6 +101,18 @@ def _say_notes(rows: Numbered, console: Console) -> None:
             console.print(f"{number} fell back: {escape(note)}")
         if row.peak_device_memory:
             console.print(f"{number} held {row.peak_device_memory / 1e6:.0f} MB on the device")
+
+
+def _say_failures(rows: Numbered, console: Console) -> None:
+    """Say each reason once, with all that it kept from being measured."""
+    reasons: dict[str, list[str]] = {}
+    for number, row in rows:
+        if row.error:
+            size = f"{row.height}x{row.width}"
+            named = f"{number} ({row.system} {row.setting}, {row.backend} {row.device}, {size})"
+            reasons.setdefault(row.error, []).append(named)
+    for reason, which in reasons.items():
+        console.print(f"failed: {escape('; '.join(which))}: {escape(reason)}")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -119,11 +132,6 @@ def _engine(row: SpeedRun) -> str:
     if row.threads:
         parts.append(f"{row.threads} thr.")
     return " ".join(part for part in parts if part)
-
-
-def _named(row: SpeedRun) -> str:
-    size = f"{row.height}x{row.width}"
-    return f"{row.system} {row.setting}, {row.backend} {row.device}, {size}"
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:
