@@ -181,6 +181,18 @@ def test_what_is_not_there_is_a_row(changes: dict[str, Any], why: str, tmp_path:
     assert (row.encode, row.bytes, row.cold_start, row.parameters) == (None, None, None, None)
 
 
+def test_what_cannot_be_counted_leaves_the_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("output_type_shape")
+
+    monkeypatch.setattr(speed_worker.LicSubject, "count", fail)
+    row = measured(task_of(), tmp_path)
+    assert (row.error, row.kmac_per_pixel, row.parameters) == (None, {}, None)
+    assert row.encode and row.decode
+
+
 def test_too_little_memory_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise MemoryError("can't allocate 9 GB")
