@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lic.codec.benchmark import speed_task, speed_worker, timing
 from lic.codec.benchmark.classic_speed import SETTINGS, ClassicCodec, classic_setting
@@ -137,6 +138,40 @@ def test_stages_have_the_names_and_order_of_the_guide(tmp_path: Path) -> None:
     assert list(row.decode.stages) == [
         *("read", "container", "entropy", "transform", "copy", "convert", "write")
     ]
+
+
+def test_with_a_context_networks_and_coder_are_told_apart(
+    tiny_hpcm_bundle: Path, tmp_path: Path
+) -> None:
+    changes = {"path": str(tiny_hpcm_bundle), "backend": "torch", "threads": 0, "runs": 1}
+    row = measured(task_of(**changes), tmp_path)
+    assert row.error is None and row.encode and row.decode
+    assert {"transform", "copy", "quantise", "context", "entropy"} <= row.encode.stages.keys()
+    assert {"transform", "copy", "context", "entropy"} <= row.decode.stages.keys()
+    assert row.encode.stages["entropy"].median < row.encode.stages["context"].median
+    assert set(row.kmac_per_pixel) == {"encode", "decode"}
+
+
+def test_only_torch_on_cuda_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    wait = speed_worker._waiter(task_of(backend="torch", device="cuda:1").row())
+    assert wait
+    wait()
+    assert asked == ["cuda:1"]
+    for backend, device in (("torch", "cpu"), ("onnx", "cuda")):
+        assert speed_worker._waiter(task_of(backend=backend, device=device).row()) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_named_and_its_memory_told(tmp_path: Path) -> None:
+    changes = {"backend": "torch", "device": "cuda", "height": 1024, "width": 1024, "threads": 0}
+    row = measured(task_of(**changes), tmp_path)
+    assert row.error is None and row.encode and row.decode
+    assert row.provider == torch.cuda.get_device_name()
+    assert row.peak_device_memory and row.peak_device_memory > 2**20
+    assert row.decode.stages["transform"].median > 0
 
 
 # Rows
