@@ -162,6 +162,10 @@ def test_results_are_kept_after_each_row_and_gone_on_with(
     kept, second = SpeedResults.from_bytes(target.read_bytes(), "here").runs
     assert kept == first
     assert second.setting == "60" and second.error is None
+    other = ("bench", "speed", "--codec", "jpeg:90", *QUICK, "-o", target)
+    assert lic(*other, "--resume").code == 0
+    third, *others = SpeedResults.from_bytes(target.read_bytes(), "here").runs
+    assert third.setting == "90" and others == [kept, second]
 
 
 def test_results_of_another_machine_are_not_mixed_in(lic: Lic, tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def speed(
         typer.Option("-o", "--output", help="Write every number as JSON, after each row anew."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep rows of -o that have no error.")
+        bool,
+        typer.Option("--resume", help="Go on with the file of -o: keep its rows without an error."),
     ] = False,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -112,8 +113,9 @@ def speed(
     command = shlex.join(["lic", *sys.argv[1:]])
 
     def results() -> "SpeedResults":
-        there = machine(accelerators(rows))
-        return SpeedResults(command=command, machine=there, runs=tuple(rows))
+        good = [row for row in previous.runs if row.error is None] if previous else []
+        runs = (*rows, *(row for row in good if row not in rows))
+        return SpeedResults(command=command, machine=machine(accelerators(runs)), runs=runs)
 
     if previous and previous.machine.cpu != here.cpu:
         raise ConfigError(
@@ -136,8 +138,8 @@ def speed(
 
 def _previous(output: Path | None, *, resume: bool, force: bool) -> "SpeedResults | None":
     """Return the results to go on with; without --resume the file must not exist."""
+    batch.check_target(output, force=force or resume)
     if not resume:
-        batch.check_target(output, force=force)
         return None
     if output is None:
         raise ConfigError("--resume goes on with the file of -o; name it")
