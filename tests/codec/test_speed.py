@@ -245,6 +245,42 @@ def test_a_provider_that_takes_nothing_is_told(tmp_path: Path) -> None:
     assert len(row.fallbacks) == 2 and "operators run on CPUExecutionProvider" in row.fallbacks[0]
 
 
+@pytest.mark.parametrize("partly", [False, True])
+def test_what_a_session_cannot_tell_its_profile_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partly: bool
+) -> None:
+    """As before ONNX Runtime 1.25, with a provider that is accepted whatever it takes."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    real = onnxruntime.InferenceSession
+    wanted = "OpenVINOExecutionProvider"
+
+    class Session:
+        def __init__(self, model: bytes, options: Any, providers: list[str]) -> None:
+            self._session = real(model, options, providers=[providers[-1]])
+
+        def run(self, *arguments: Any) -> Any:
+            return self._session.run(*arguments)
+
+        def get_providers(self) -> list[str]:
+            return [wanted, "CPUExecutionProvider"]
+
+        def end_profiling(self) -> str:
+            file = Path(self._session.end_profiling())
+            if partly:
+                text = file.read_text()
+                file.write_text(text.replace('"CPUExecutionProvider"', f'"{wanted}"', 3))
+            return str(file)
+
+    available = [*onnxruntime.get_available_providers(), wanted]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    row = measured(task_of(device="openvino"), tmp_path)
+    assert row.error is None
+    assert row.provider == (f"{wanted}, CPUExecutionProvider" if partly else "CPUExecutionProvider")
+    (note,) = row.fallbacks
+    assert note.endswith(f"on CPUExecutionProvider in place of {wanted}")
+
+
 def test_an_emulated_npu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     (row,) = measure([(task_of(device="qnn"), synthetic(64, 96))], worker=["false"])

@@ -10,6 +10,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,38 +68,77 @@ def _in_torch(bundle: Bundle) -> dict[str, int]:
 
 
 def _in_onnx(bundle: Bundle) -> dict[str, int]:
+    with profiled(bundle, "cpu", as_written=True) as (backend, events):
+
+        def counted(work: Callable[[], object]) -> int:
+            work()
+            return sum(map(_macs, events()))
+
+        return _both_directions(bundle, backend, counted)
+
+
+def operators_by_provider(bundle: Bundle, device: str, threads: int) -> dict[str, int]:
+    """Return how many operators each of ONNX Runtime's providers runs in both directions.
+
+    By its profile: before 1.25 a session cannot tell, and a provider that was accepted need not
+    run anything. What a provider fused into one counts as one.
+    """
+    with profiled(bundle, device, threads=threads) as (backend, events):
+        _both_directions(bundle, backend, _uncounted)
+        found: dict[str, int] = {}
+        for event in events():
+            if provider := event.get("args", {}).get("provider"):
+                found[provider] = found.get(provider, 0) + 1
+    return found
+
+
+def _uncounted(work: Callable[[], object]) -> int:
+    work()
+    return 0
+
+
+@contextmanager
+def profiled(
+    bundle: Bundle, device: str, *, threads: int = 1, as_written: bool = False
+) -> Iterator[tuple[Backend, Callable[[], list[dict[str, Any]]]]]:
+    """Give a backend and what tells the events of its graphs since they were asked for last.
+
+    Args:
+        bundle: with graphs.
+        device: of ONNX Runtime.
+        threads: of one operator.
+        as_written: run the operators that the graphs name, not what they are fused into.
+    """
     import onnxruntime
 
     from lic.codec.backends.ort_backend import run_sessions
     from lic.codec.backends.ort_sessions import Sessions
 
-    with tempfile.TemporaryDirectory() as folder:
-
-        class Profiled(Sessions):
-            def options(self) -> Any:
-                options = super().options()
-                options.enable_profiling = True
-                # Files are told apart by the second only, and sessions are made within one.
-                options.profile_file_prefix = str(Path(tempfile.mkdtemp(dir=folder)) / "profile")
-                # Fused operators have other names and shapes.
+    class Profiled(Sessions):
+        def options(self) -> Any:
+            options = super().options()
+            options.enable_profiling = True
+            # Files are told apart by the second only, and sessions are made within one.
+            options.profile_file_prefix = str(Path(tempfile.mkdtemp(dir=folder)) / "profile")
+            if as_written:
                 level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
                 options.graph_optimization_level = level
                 # Weights that were packed for a kernel have no shape any more.
                 options.add_session_config_entry("session.disable_prepacking", "1")
-                return options
+            return options
 
-            def finish(self) -> Iterator[dict[str, Any]]:
-                for session in self._sessions.values():
-                    yield from json.loads(Path(session.end_profiling()).read_bytes())
-                self._sessions.clear()
+        def events(self) -> list[dict[str, Any]]:
+            files = [Path(session.end_profiling()) for session in self._sessions.values()]
+            self._sessions.clear()
+            return [event for file in files for event in json.loads(file.read_bytes())]
 
-        sessions = Profiled(bundle, device="cpu", threads=1)
-
-        def counted(work: Callable[[], object]) -> int:
-            work()
-            return sum(map(_macs, sessions.finish()))
-
-        return _both_directions(bundle, run_sessions(bundle, sessions), counted)
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = Profiled(bundle, device=device, threads=threads)
+        try:
+            yield run_sessions(bundle, sessions), sessions.events
+        finally:
+            # Windows removes no file that a session still writes to.
+            sessions.events()
 
 
 def _both_directions(

@@ -99,6 +99,26 @@ class LicSubject:
             peak_device_memory=_device_memory(row),
         )
 
+    def ask_profile(self, row: SpeedRun) -> SpeedRun:
+        """Return the row with the providers that a profile of ONNX Runtime names.
+
+        A session only says which it was given, and before version 1.25 nothing of its operators.
+        """
+        if self._codec.backend.name != "onnx" or row.device == "cpu":
+            return row
+        from lic.codec.backends.ort_sessions import PROVIDERS
+        from lic.codec.benchmark.complexity import operators_by_provider
+
+        found = operators_by_provider(self._bundle, row.device, row.threads)
+        wanted = PROVIDERS.get(row.device, row.device)
+        others = {name: number for name, number in found.items() if name != wanted}
+        told = row.fallbacks
+        if others and not told:
+            ran = ", ".join(f"{number} on {name}" for name, number in others.items())
+            told = (f"of {sum(found.values())} operators, {ran} in place of {wanted}",)
+        first = sorted(found, key=lambda name: (name != wanted, -found[name]))
+        return replace(row, provider=", ".join(first) or row.provider, fallbacks=told)
+
     def count(self, row: SpeedRun) -> SpeedRun:
         """Return the row with what the networks are; takes memory of its own."""
         from lic.codec.benchmark.complexity import kmac_per_pixel, parameters
@@ -254,9 +274,10 @@ def run(task: Task, source: Path, began: float) -> SpeedRun:
             return measure(ClassicSubject(task), row, source, began)
         subject = LicSubject(task)
         row = measure(subject, row, source, began)
-        # After the peak of memory is known. Operators that cannot be counted cost no times.
-        with contextlib.suppress(Exception):
-            row = subject.count(row)
+        # After the peak of memory is known. What cannot be counted costs no times.
+        for tell in (subject.ask_profile, subject.count):
+            with contextlib.suppress(Exception):
+                row = tell(row)
         return row
     # Whatever an engine raises is that engine's row.
     except Exception as error:
