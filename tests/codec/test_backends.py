@@ -51,6 +51,7 @@ def test_a_fallback_is_reported(
     (note,) = codec.compress(Picture(pixels=photo)).notes
     assert "asked for CUDAExecutionProvider" in note
     assert "runs on CPUExecutionProvider" in note
+    assert codec.backend.provider == "CPUExecutionProvider"
 
 
 @pytest.mark.skipif(
@@ -65,6 +66,7 @@ def test_operators_that_fall_back_are_counted(tiny_bundle: Path, photo: NDArray[
         r"AzureExecutionProvider \(.*Conv, .*\)",
         note,
     )
+    assert codec.backend.provider == "CPUExecutionProvider"
 
 
 def test_running_out_of_memory_is_not_a_fault_of_the_numbers(

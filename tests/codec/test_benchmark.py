@@ -16,7 +16,6 @@ from lic.codec.benchmark.classic import fits, jpeg_curve, nearest_size, rate_at
 from lic.codec.benchmark.evaluate import Row, find_pictures, read_plain, summarise
 from lic.codec.bundle import Bundle
 from lic.codec.container import LicFile
-from lic.codec.entropy import Reader, Writer
 from lic.codec.errors import ConfigError, ImageError, NumericsError
 from lic.codec.image_io import Picture, orient
 from lic.codec.metrics import psnr
@@ -225,7 +224,7 @@ def test_a_picture_in_tiles_has_the_estimate_of_its_file(
     estimates = [row.estimated_bpp or 0.0 for row in rows]
     assert estimates[1] / rows[1].bpp == pytest.approx(estimates[0] / rows[0].bpp, rel=0.01)
     assert estimates[1] != pytest.approx(estimates[0], rel=0.01)
-    assert "context" in rows[1].decode["torch"] and "entropy" not in rows[1].decode["torch"]
+    assert {"context", "entropy"} <= rows[1].decode["torch"].keys()
 
 
 def test_estimates_are_computed_on_the_device(tiny_bundle: Path, picture: Path) -> None:
@@ -273,8 +272,6 @@ def test_multiply_accumulates_are_those_published(
 def test_a_split_adds_up_and_leaves_no_hooks(
     tiny_hpcm_bundle: Path, large_photo: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("code", "finish")
-    calls = [(kind, name, getattr(kind, name)) for kind in (Reader, Writer) for name in names]
     models: list[Any] = []
     count = split.kmac_per_pixel
 
@@ -299,7 +296,6 @@ def test_a_split_adds_up_and_leaves_no_hooks(
     (model,) = models
     for module in model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
-    assert [getattr(kind, name) for kind, name, _ in calls] == [call for _, _, call in calls]
 
 
 def test_only_a_model_with_a_context_can_be_split(tiny_bundle: Path, photo: Pixels) -> None:

@@ -161,9 +161,10 @@ def test_several_threads_may_share_a_codec(codec: Codec) -> None:
 
 def test_times_say_that_networks_are_in_the_walk(codec: Codec) -> None:
     encoded = codec.compress(Picture(pixels=_picture(256, 256)))
-    assert list(encoded.stages) == ["convert", "transform", "context", "container"]
+    networks = ["transform", "copy", "quantise"]
+    assert list(encoded.stages) == ["convert", "pad", *networks, "context", "entropy", "container"]
     stages = decompress(encoded.data, find=lambda *_: codec).stages
-    assert list(stages) == ["container", "context", "transform", "convert"]
+    assert list(stages) == ["container", "context", "entropy", "copy", "transform", "convert"]
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def decoded(codec: Codec, data: bytes) -> NDArray[np.uint8]:
 class Blocks:
     """An engine that keeps the means of 16 x 16 blocks: memory is the pipeline's alone."""
 
-    name, device = "blocks", "cpu"
+    name, device, provider = "blocks", "cpu", "numpy"
     notes: tuple[str, ...] = ()
     channels = 12
 
@@ -235,7 +235,7 @@ def test_a_few_bytes_cannot_ask_for_a_tile_beyond_all_memory(blocks: Codec) -> N
 
 def test_times_are_those_of_all_tiles(blocks: Codec, large_photo: NDArray[np.uint8]) -> None:
     encoded = blocks.compress(Picture(pixels=large_photo), tile=TILE)
-    assert list(encoded.stages) == ["convert", "transform", "entropy", "container"]
+    assert list(encoded.stages) == ["convert", "pad", "transform", "entropy", "container"]
     stages = decompress(encoded.data, find=lambda *_: blocks).stages
     assert list(stages) == ["container", "entropy", "transform", "convert"]
     assert all(spent > 0 for spent in stages.values())

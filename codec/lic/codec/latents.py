@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lic.codec.entropy import SymbolCoder
 from lic.codec.errors import NumericsError
+from lic.codec.stages import stage
 
 State = Any
 SYMBOL_LIMIT = 2**15 - 1
@@ -47,7 +48,8 @@ def walk(steps: Steps, state: State, coder: SymbolCoder) -> tuple[State, int]:
     crc = 0
     for group in range(len(steps.groups)):
         symbols, indexes = steps.propose(group, state)
-        symbols = coder.code(symbols, indexes)
+        with stage("entropy"):
+            symbols = coder.code(symbols, indexes)
         crc = zlib.crc32(np.ascontiguousarray(symbols, dtype="<i2").data, crc)
         state = steps.accept(group, state, symbols)
     return state, crc

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from lic.codec.container import Coder, Header, Tile
 from lic.codec.image_io import Picture, encode_lossless
-from lic.codec.results import Encoded, Stages, finish
+from lic.codec.results import Encoded, finish
+from lic.codec.stages import Stages
 
 # A lossless payload can beat the learned stream on tiny pictures and on drawings of few colours;
 # trying it on every photo would cost more time than the codec itself.

@@ -25,7 +25,8 @@ from lic.codec.image_io import (
 from lic.codec.latents import State, walk
 from lic.codec.library import for_fingerprint, select
 from lic.codec.lossless import compress_lossless, finish_lossless, has_a_chance, lossless_header
-from lic.codec.results import Decoded, Encoded, Stages, finish, restore
+from lic.codec.results import Decoded, Encoded, finish, restore
+from lic.codec.stages import Stages, stage
 from lic.codec.tiling import (
     LARGEST_TILE_PIXELS,
     Grid,
@@ -130,9 +131,10 @@ class Codec:
 
     @property
     def coding_stage(self) -> str:
-        """What the time of the walk through the symbols is called in `stages`.
+        """What the time of the walk through the symbols is called in `stages`, but for the coder's.
 
-        "entropy" is the coder alone, "context" the coder and the networks that select its tables.
+        "context" is that of the networks that select tables and what surrounds them. Where there
+        are none, all is "entropy", as the coder's own time always is.
         """
         return "context" if len(self.backend.steps.groups) > 1 else "entropy"
 
@@ -165,7 +167,9 @@ class Codec:
         with stages.measure(self.coding_stage):
             writer = Writer(self._tables)
             _, crc = walk(self.backend.steps, state, writer)
-            return Tile(index=place.index, symbols_crc=crc, streams=writer.finish())
+            with stage("entropy"):
+                streams = writer.finish()
+            return Tile(index=place.index, symbols_crc=crc, streams=streams)
 
     def decompress(self, file: LicFile) -> Decoded:
         """Decode a file that was made with this model.
@@ -235,7 +239,8 @@ class Codec:
         counted = _Counted(watch(reader))
         try:
             state, crc = walk(self.backend.steps, blank, counted)
-            reader.finish()
+            with stage("entropy"):
+                reader.finish()
         except BitstreamError as error:
             # The chunk's CRC was right. A decoder that selects other tables than the encoder
             # loses track, and is rarely still on its feet when the stream ends. The first group's
@@ -346,11 +351,11 @@ def decompress(
                 height=file.header.height,
                 channels=file.header.colour,
             )
-        decoded = restore(file, pixels, stages)
-    else:
-        codec = (find or _installed)(file.header.fingerprint, file.model)
-        decoded = codec.decompress(file)
-    return replace(decoded, stages={**stages.milliseconds, **decoded.stages})
+        return restore(file, pixels, stages)
+    codec = (find or _installed)(file.header.fingerprint, file.model)
+    decoded = codec.decompress(file)
+    stages.add(decoded.stages)
+    return replace(decoded, stages=stages.milliseconds)
 
 
 def _installed(fingerprint: bytes, hint: Model | None) -> Codec:

@@ -1,32 +1,13 @@
 """What coding gives: files in memory and decoded pictures, and how long each stage took."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lic.codec.container import Header, LicFile, Model, Tile, serialize
 from lic.codec.image_io import Picture, decode_alpha, encode_alpha
-
-
-@dataclass
-class Stages:
-    """Milliseconds of wall time per stage, in order."""
-
-    milliseconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = (time.perf_counter() - start) * 1000
-            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + spent
+from lic.codec.stages import Stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +17,8 @@ class Encoded:
     Attributes:
         data: the whole file.
         header: its HEAD.
-        stages: milliseconds of convert, transform, coding (see `Codec.coding_stage`) and container.
+        stages: milliseconds of convert, pad, transform, entropy and container; of context (see
+            `Codec.coding_stage`), copy and quantise where the engine can tell them apart.
         notes: what the reader of the file should know, such as a lost bit depth.
     """
 
@@ -48,10 +30,7 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A decoded picture, and the milliseconds of container, coding, transform and convert.
-
-    Coding is called as `Codec.coding_stage` says, and "entropy" for lossless files.
-    """
+    """A decoded picture, and milliseconds by stage as in `Encoded`, from container to convert."""
 
     picture: Picture
     stages: dict[str, float]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lic.codec.container import Header
 from lic.codec.container.header import MAX_TILE_SIDE, MIN_TILE_SIDE, TILE_UNIT
 from lic.codec.errors import ConfigError
+from lic.codec.stages import stage
 
 # Networks with a context keep some kilobytes for every pixel, and memory grows with the area.
 TILE_PIXELS = 2048 * 2048
@@ -290,7 +291,8 @@ def to_network(
     pixels: NDArray[np.uint8], padding: Padding, *, alone: bool = True
 ) -> NDArray[np.float32]:
     """Return x (1, 3, H', W') in [0, 1] from pixels (H, W, C), padded; `alone`: no tile of many."""
-    padded = padding.pad(pixels, alone=alone)
+    with stage("pad"):
+        padded = padding.pad(pixels, alone=alone)
     planes = np.broadcast_to(padded.transpose(2, 0, 1), (3, *padded.shape[:2]))
     # A product with 1 / 255 is another number for half of all levels than what models train on.
     return np.divide(planes, np.float32(255), dtype=np.float32, order="C")[None]

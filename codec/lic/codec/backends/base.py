@@ -30,6 +30,11 @@ class Backend(Protocol):
         """What a user should know of how it runs."""
         ...
 
+    @property
+    def provider(self) -> str:
+        """What computes, as the engine tells it; "" before anything is loaded that could tell."""
+        ...
+
     def analyze(self, x: NDArray[np.float32]) -> State:
         """Return the state with all symbols of x (1, 3, H, W) in [0, 1] known.
 

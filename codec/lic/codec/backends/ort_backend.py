@@ -24,7 +24,11 @@ def open_ort_backend(bundle: Bundle, *, device: str = "cpu", threads: int = 0) -
         ConfigError: this build of ONNX Runtime has no such provider.
         ModelMismatchError: the bundle was changed.
     """
-    sessions = Sessions(bundle, device=device, threads=threads)
+    return run_sessions(bundle, Sessions(bundle, device=device, threads=threads))
+
+
+def run_sessions(bundle: Bundle, sessions: Sessions) -> Backend:
+    """Return the backend of a bundle that has graphs, on sessions of whatever kind."""
     if "plan" in bundle.manifest.graphs:
         return OrtContextBackend(bundle, sessions)
     return OrtBackend(bundle, sessions)
@@ -44,6 +48,11 @@ class OrtBackend(FactorizedBackend):
     def notes(self) -> tuple[str, ...]:
         """What the sessions made so far have to say."""
         return self._sessions.notes
+
+    @property
+    def provider(self) -> str:
+        """The providers that the sessions made so far run on."""
+        return ", ".join(self._sessions.providers)
 
     def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
         """Make the sessions of the directions asked for."""

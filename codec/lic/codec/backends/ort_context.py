@@ -28,6 +28,7 @@ from lic.codec.errors import ModelMismatchError
 from lic.codec.graph_plan import CONSTANTS, FROM_CONSTANTS, FROM_WEIGHTS, Call, Plan
 from lic.codec.latents import SYMBOL_LIMIT, UNCODABLE, State, Steps, checked_symbols
 from lic.codec.nudges import Nudger
+from lic.codec.stages import stage
 
 Floats = NDArray[np.float32]
 
@@ -134,10 +135,11 @@ class OrtContextSteps(ContextSteps):
         return (self._channels + levels).astype(np.uint16)
 
     def _symbols_of_y(self, step: int, state: CodingState) -> NDArray[np.int16]:
-        rounded = np.rint(state.parts[step] - state.values["means"])
-        codable = np.abs(rounded) <= SYMBOL_LIMIT
-        symbols = np.where(codable, rounded, UNCODABLE).astype(np.int32)
-        return checked_symbols(symbols, f"y, step {step}")
+        with stage("quantise"):
+            rounded = np.rint(state.parts[step] - state.values["means"])
+            codable = np.abs(rounded) <= SYMBOL_LIMIT
+            symbols = np.where(codable, rounded, UNCODABLE).astype(np.int32)
+            return checked_symbols(symbols, f"y, step {step}")
 
     def _finish(self, step: int, state: CodingState, symbols: NDArray[np.int16]) -> None:
         means = state.values["means"]
@@ -167,6 +169,11 @@ class OrtContextBackend:
     def notes(self) -> tuple[str, ...]:
         """What the sessions made so far have to say."""
         return self._sessions.notes
+
+    @property
+    def provider(self) -> str:
+        """The providers that the sessions made so far run on."""
+        return ", ".join(self._sessions.providers)
 
     def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
         """Make the sessions of the directions asked for."""

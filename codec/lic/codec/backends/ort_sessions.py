@@ -37,10 +37,19 @@ class Sessions:
     def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> None:
         self.device = device
         self.notes: tuple[str, ...] = ()
+        self.providers: tuple[str, ...] = ()
         self._bundle = bundle
         self._provider = _provider(device)
         self._threads = threads
         self._sessions: dict[str, Any] = {}
+
+    def options(self) -> Any:
+        """Return the options of a new session."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
 
     def load(self, *graphs: str) -> None:
         """Make the sessions of graphs now rather than at first use; weights are read once."""
@@ -75,10 +84,7 @@ class Sessions:
         return self._sessions[graph]
 
     def _make_session(self, graph: str, weights: bytes) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options = self.options()
         # From memory: exactly the bytes whose hash was checked, and it works inside a .zip.
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         providers = list(dict.fromkeys([self._provider, PROVIDERS["cpu"]]))
@@ -98,12 +104,15 @@ class Sessions:
         """Return what to tell if not all of a graph runs on the provider asked for."""
         used = session.get_providers()[0]
         if used != self._provider:
+            self._count_providers(used)
             return f"{graph}: asked for {self._provider}, runs on {used}"
         # ONNX Runtime 1.24 cannot tell yet.
         tell = getattr(session, "get_provider_graph_assignment_info", None)
         if self._provider == PROVIDERS["cpu"] or tell is None:
+            self._count_providers(used)
             return ""
         runs = [(part.ep_name, node.op_type) for part in tell() for node in part.get_nodes()]
+        self._count_providers(*(name for name, _ in runs))
         elsewhere = [(name, kind) for name, kind in runs if name != self._provider]
         if not elsewhere:
             return ""
@@ -113,6 +122,9 @@ class Sessions:
             f"{graph}: {len(elsewhere)} of {len(runs)} operators run on {others} in place of "
             f"{self._provider} ({kinds})"
         )
+
+    def _count_providers(self, *names: str) -> None:
+        self.providers = tuple(dict.fromkeys([*self.providers, *names]))
 
 
 def _provider(device: str) -> str:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from lic.codec.backends.base import Backend, FactorizedBackend
 from lic.codec.backends.torch_context import TorchContextBackend
-from lic.codec.backends.torch_device import memory_errors, torch_device
+from lic.codec.backends.torch_device import memory_errors, provider_name, torch_device
 from lic.codec.bundle import MANIFEST, TABLES, WEIGHTS, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models import MODELS, ContextModel, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 from lic.codec.models.parameter_counts import check_size
+from lic.codec.stages import stage
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -114,6 +115,7 @@ class TorchBackend(FactorizedBackend):
         super().__init__(bundle)
         self.notes: tuple[str, ...] = ()
         self.device = str(device)
+        self.provider = provider_name(device)
         self._device = device
         model = model.to(device)
         self._encoder = Encoder(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -125,14 +127,19 @@ class TorchBackend(FactorizedBackend):
     @torch.inference_mode()
     def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
         with memory_errors():
-            image = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
-            symbols: NDArray[np.int32] = self._encoder(image).cpu().numpy()
+            with stage("copy"):
+                image = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
+            y = self._encoder(image)
+            with stage("copy"):
+                symbols: NDArray[np.int32] = y.cpu().numpy()
         return symbols
 
     @torch.inference_mode()
     def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
         with memory_errors():
-            x_hat: NDArray[np.float32] = (
-                self._decoder(torch.from_numpy(symbols).to(self._device)).cpu().numpy()
-            )
-        return x_hat
+            with stage("copy"):
+                y = torch.from_numpy(symbols).to(self._device)
+            x_hat = self._decoder(y)
+            with stage("copy"):
+                pixels: NDArray[np.float32] = x_hat.cpu().numpy()
+        return pixels

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lic.codec.backends.context_steps import ContextState, ContextSteps
-from lic.codec.backends.torch_device import memory_errors
+from lic.codec.backends.torch_device import memory_errors, provider_name
 from lic.codec.latents import State, Steps, checked_symbols
 from lic.codec.models.context import ContextModel, Progress
 from lic.codec.models.graphs import to_symbols
 from lic.codec.models.nudges import Nudger
+from lic.codec.stages import stage
 
 
 @dataclass(kw_only=True)
@@ -82,18 +83,20 @@ class TorchContextSteps(ContextSteps):
 
     def _choose_nudges(self, state: CodingState) -> NDArray[np.int16]:
         assert state.scales is not None
-        return self._nudger.choose(state.scales).to(torch.int16).cpu().numpy()
+        return _to_host(self._nudger.choose(state.scales).to(torch.int16))
 
     def _indexes_of_y(self, state: CodingState) -> NDArray[np.uint16]:
         assert state.scales is not None and state.nudges is not None
-        nudges = torch.from_numpy(state.nudges).to(self._device).long()
+        nudges = _to_device(state.nudges, self._device).long()
         levels = self._nudger.levels(state.scales, nudges)
         # Fewer bytes than int64 on their way from the device; indexes stay below 2^15.
-        return (self._channels + levels).to(torch.int16).cpu().numpy().view(np.uint16)
+        return _to_host((self._channels + levels).to(torch.int16)).view(np.uint16)
 
     def _symbols_of_y(self, step: int, state: CodingState) -> NDArray[np.int16]:
         assert state.y is not None and state.means is not None
-        state.symbols = torch.round(self._model.select(step, state.y) - state.means)
+        selected = self._model.select(step, state.y)
+        with stage("quantise"):
+            state.symbols = torch.round(selected - state.means)
         return _to_symbols(state.symbols, f"y, step {step}")
 
     def _finish(self, step: int, state: CodingState, symbols: NDArray[np.int16]) -> None:
@@ -105,7 +108,7 @@ class TorchContextSteps(ContextSteps):
         """Return symbols as floats: the encoder's own, which are on the device, or those read."""
         if own is not None:
             return own
-        return torch.from_numpy(symbols).to(self._device).to(torch.float32)
+        return _to_device(symbols, self._device).to(torch.float32)
 
 
 class TorchContextBackend:
@@ -122,6 +125,7 @@ class TorchContextBackend:
     def __init__(self, model: ContextModel, device: torch.device, *, half: bool = False) -> None:
         self.notes: tuple[str, ...] = ()
         self.device = str(device)
+        self.provider = provider_name(device)
         with memory_errors():
             self.model = model.to(device).eval().requires_grad_(False)
         steps = TorchContextSteps(self.model, device)
@@ -137,11 +141,13 @@ class TorchContextBackend:
     def analyze(self, x: NDArray[np.float32]) -> State:
         """Return the state with y and z of x (B, 3, H, W) in [0, 1]."""
         with _faithful(self._device):
-            image = torch.from_numpy(x).to(self._device)
+            image = _to_device(x, self._device)
             with self._transform_precision():
                 y = self.model.analyze(image)
             y = y.to(torch.float32)
-            z = torch.round(self.model.hyper_analyze(y))
+            z = self.model.hyper_analyze(y)
+            with stage("quantise"):
+                z = torch.round(z)
             return CodingState(shape=tuple(z.shape), y=y, z=z)
 
     def blank(self, height: int, width: int) -> State:
@@ -153,7 +159,7 @@ class TorchContextBackend:
         """Return x_hat (B, 3, H, W) in [0, 1] from the state after the walk."""
         with _faithful(self._device), self._transform_precision():
             x_hat = self.model.synthesize(self.model.y_hat(state.progress))
-            pixels: NDArray[np.float32] = x_hat.to(torch.float32).clamp(0, 1).cpu().numpy()
+            pixels: NDArray[np.float32] = _to_host(x_hat.to(torch.float32).clamp(0, 1))
         return pixels
 
     def _transform_precision(self) -> contextlib.AbstractContextManager[object]:
@@ -161,7 +167,19 @@ class TorchContextBackend:
 
 
 def _to_symbols(values: Tensor, name: str) -> NDArray[np.int16]:
-    return checked_symbols(to_symbols(values).cpu().numpy(), name)
+    with stage("quantise"):
+        return checked_symbols(_to_host(to_symbols(values)), name)
+
+
+def _to_host(values: Tensor) -> NDArray[Any]:
+    with stage("copy"):
+        copied: NDArray[Any] = values.cpu().numpy()
+        return copied
+
+
+def _to_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    with stage("copy"):
+        return torch.from_numpy(values).to(device)
 
 
 # Precision of matrix products and of convolutions, and cuDNN's benchmark and deterministic.

@@ -9,6 +9,13 @@ from lic.codec.backends.base import OUT_OF_MEMORY
 from lic.codec.errors import ConfigError
 
 
+def provider_name(device: torch.device) -> str:
+    """Return what computes: "CPU", or the name of the GPU."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return device.type.upper()
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Turn torch's two ways of running out of memory into Python's."""

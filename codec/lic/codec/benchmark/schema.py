@@ -185,6 +185,8 @@ class SpeedRun:
         peak_memory: bytes, of a process that does only this.
         kmac_per_pixel: thousands of multiply-accumulates a pixel, by direction.
         parameters: of the networks, both directions.
+        peak_device_memory: bytes that the engine held on a GPU, where it tells.
+        energy_counters: what `energy` adds up, such as "package-0".
         error: why there are no numbers.
     """
 
@@ -209,6 +211,8 @@ class SpeedRun:
     peak_memory: int | None = None
     kmac_per_pixel: dict[str, float] = field(default_factory=dict)
     parameters: int | None = None
+    peak_device_memory: int | None = None
+    energy_counters: tuple[str, ...] = ()
     error: str | None = None
 
 

@@ -26,6 +26,7 @@ from lic.codec.container import parse
 from lic.codec.errors import ConfigError, NumericsError
 from lic.codec.image_io import Picture
 from lic.codec.pipeline import Codec
+from lic.codec.results import Decoded, Encoded
 
 # Networks by the attribute of the model that holds them; the rest is not network.
 PARTS = (
@@ -144,34 +145,6 @@ def _hooks(model: Any, clock: _Clock) -> Iterator[None]:
             handle.remove()
 
 
-@contextmanager
-def _timed_coder(clock: _Clock) -> Iterator[None]:
-    """Time the entropy coder's calls."""
-    from lic.codec.entropy import Reader, Writer
-
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            since = clock.now()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                clock.add("entropy", since)
-
-        return wrapper
-
-    kept = [(kind, name, getattr(kind, name)) for kind in (Reader, Writer) for name in _CALLS]
-    for kind, name, call in kept:
-        setattr(kind, name, timed(call))
-    try:
-        yield
-    finally:
-        for kind, name, call in kept:
-            setattr(kind, name, call)
-
-
-_CALLS = ("code", "finish")
-
-
 def measure(
     bundle: Bundle,
     pictures: Iterable[Picture],
@@ -221,7 +194,7 @@ def _report(
     data = codec.compress(picture).data
     codec.decompress(parse(data))
     pixels = picture.width * picture.height
-    with _hooks(model, clock), _timed_coder(clock):
+    with _hooks(model, clock):
         compress = _direction(lambda: codec.compress(picture), clock, repeat, pixels)
         decompress = _direction(lambda: codec.decompress(parse(data)), clock, repeat, pixels)
     return Report(
@@ -247,16 +220,19 @@ def _cross(data: bytes, codec: Codec) -> Crossing:
     return Crossing(device=codec.backend.device, error=None)
 
 
-def _direction(call: Callable[[], object], clock: _Clock, repeat: int, pixels: int) -> Direction:
+def _direction(
+    call: Callable[[], Encoded | Decoded], clock: _Clock, repeat: int, pixels: int
+) -> Direction:
     runs: list[dict[str, float]] = []
     for _ in range(repeat):
         clock.take()
         since, cpu = clock.now(), time.process_time()
-        call()
+        stages = call().stages
         wall = 1000 * (clock.now() - since)
         spent = clock.take()
-        networks = sum(time for name, time in spent.items() if name != "entropy")
-        spent |= {"wall": wall, "cpu": 1000 * (time.process_time() - cpu), "other": wall - networks}
+        other = wall - sum(spent.values())
+        spent |= {"wall": wall, "cpu": 1000 * (time.process_time() - cpu), "other": other}
+        spent["entropy"] = stages["entropy"]
         spent["share"] = 100 * spent["other"] / wall
         runs.append(spent)
     middle = {name: round(median(run[name] for run in runs), 3) for name in runs[0]}

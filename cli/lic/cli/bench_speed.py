@@ -1,0 +1,270 @@
+"""lic bench speed: time, memory and work of codecs, each configuration in its own process."""
+
+import itertools
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lic.cli import batch, options
+from lic.cli.console import Exit, Output
+from lic.codec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lic.codec.benchmark.schema import SpeedResults, SpeedRun
+    from lic.codec.benchmark.speed import Pixels
+    from lic.codec.benchmark.speed_task import Task
+    from lic.codec.bundle import Bundle
+
+# The largest picture that lic reads unless told otherwise.
+_MOST_PIXELS = options.MAX_PIXELS
+_DEFAULT_SIZE = (512, 768)
+# What torch calls devices; all other names are providers of ONNX Runtime.
+_TORCH_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def speed(
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Pictures, or folders of them. Default: a made one of 512x768."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("-m", "--model", help="Names or paths of bundles; see 'lic models'."),
+    ] = None,
+    rate: Annotated[
+        list[int] | None, typer.Option("-q", "--rate", help="Rate points. Default: the middle.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="onnx, torch. Default: all that are installed and the model has."),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            "--provider",
+            help="cpu, cuda, or a provider of ONNX Runtime: tensorrt, openvino, coreml, directml, "
+            "qnn, or its full name.",
+        ),
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=0, help="Threads of one operator; 0 = automatic.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="float32, or bfloat16 as in 'lic compress'.")
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HxW", help="Code this middle of each picture, mirrored if larger."),
+    ] = None,
+    at_once: Annotated[
+        list[int] | None,
+        typer.Option("--batch", min=1, help="Pictures at a time, as -j of 'lic compress'."),
+    ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:QUALITY]", help="Also jpeg, webp, avif, jpeg2000 or jxl, by Pillow."
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs that count.")] = 10,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before them that do not.")] = 2,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds for one row's process.")] = 600,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write every number as JSON, after each row anew."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the file of -o: keep its rows without an error."),
+    ] = False,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure time by stage, memory, cold start and work of codecs on this machine.
+
+    Every combination of the options is a row, measured in its own process. What fails is a row that
+    says why; where all fail, the exit code is 8. Times are of whole files, from PPM and to PPM.
+    """
+    from lic.codec.benchmark.machine import machine
+    from lic.codec.benchmark.schema import SpeedResults
+    from lic.codec.benchmark.speed import accelerators, measure
+
+    out = Output(as_json=as_json)
+    previous = _previous(output, resume=resume, force=force)
+    grid = Grid(
+        sources=_sources(pictures or [], size or []),
+        backends=backend or [],
+        devices=device or ["cpu"],
+        threads=threads or [0],
+        precisions=precision or ["float32"],
+        batches=at_once or [1],
+        runs=runs,
+        warmup=warmup,
+    )
+    bundles = _bundles(model, rate) if model or rate or not codec else []
+    tasks = [*grid.of_bundles(bundles), *grid.of_codecs(codec or [])]
+    here, rows = machine(), list["SpeedRun"]()
+    command = shlex.join(["lic", *sys.argv[1:]])
+
+    def results() -> "SpeedResults":
+        good = [row for row in previous.runs if row.error is None] if previous else []
+        runs = (*rows, *(row for row in good if row not in rows))
+        return SpeedResults(command=command, machine=machine(accelerators(runs)), runs=runs)
+
+    if previous and previous.machine.cpu != here.cpu:
+        raise ConfigError(
+            f"{output}: was measured on {previous.machine.cpu}, this is {here.cpu}; choose another "
+            "file"
+        )
+    for row in measure(tasks, limit=limit, previous=previous):
+        rows.append(row)
+        out.result(asdict(row), _line(row, len(rows), len(tasks)))
+        if output:
+            # After each row: an interruption loses the one under way.
+            batch.write_output(results().to_bytes(), output, force=force or len(rows) > 1 or resume)
+    if not as_json:
+        from lic.cli.bench_speed_tables import print_tables
+
+        print_tables(results(), out.out)
+    if all(row.error for row in rows):
+        raise typer.Exit(int(Exit.BATCH))
+
+
+def _previous(output: Path | None, *, resume: bool, force: bool) -> "SpeedResults | None":
+    """Return the results to go on with; without --resume the file must not exist."""
+    batch.check_target(output, force=force or resume)
+    if not resume:
+        return None
+    if output is None:
+        raise ConfigError("--resume goes on with the file of -o; name it")
+    if not output.exists():
+        return None
+    from lic.codec.benchmark.schema import SpeedResults
+
+    return SpeedResults.from_bytes(output.read_bytes(), str(output))
+
+
+def _bundles(models: list[str] | None, rates: list[int] | None) -> list["Bundle"]:
+    from lic.codec.library import family, select
+
+    names: list[str | None] = [*models] if models else [None]
+    if rates:
+        return [bundle for name in names for bundle in family(name, rates)]
+    return [select(name) for name in names]
+
+
+def _sources(paths: Sequence[Path], sizes: Sequence[str]) -> list[tuple[str, "Pixels"]]:
+    """Return name and pixels (H, W, C) of every picture in every size."""
+    from lic.codec.benchmark.evaluate import find_pictures, read_plain
+    from lic.codec.benchmark.speed import pixels_of
+    from lic.codec.benchmark.speed_task import SYNTHETIC
+
+    wanted = [_size(text) for text in sizes]
+    found = [(file.name, read_plain(file).pixels) for path in paths for file in find_pictures(path)]
+    if not found:
+        return [(SYNTHETIC, pixels_of(None, *each)) for each in wanted or [_DEFAULT_SIZE]]
+    if not wanted:
+        return found
+    return [(name, pixels_of(pixels, *each)) for name, pixels in found for each in wanted]
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ConfigError(f"--size is {text!r}; expected height x width in px, such as 512x768")
+    if not 1 <= int(height) * int(width) <= _MOST_PIXELS:
+        raise ConfigError(f"--size is {text!r}; expected 1 to {_MOST_PIXELS:,} pixels")
+    return int(height), int(width)
+
+
+class Grid:
+    """Every combination of what the options name."""
+
+    def __init__(
+        self,
+        *,
+        sources: list[tuple[str, "Pixels"]],
+        backends: list[str],
+        devices: list[str],
+        threads: list[int],
+        precisions: list[str],
+        batches: list[int],
+        runs: int,
+        warmup: int,
+    ) -> None:
+        for name in backends:
+            if name not in ("onnx", "torch"):
+                raise ConfigError(f"--backend is {name!r}; expected onnx or torch")
+        self._sources = sources
+        self._backends, self._devices, self._precisions = backends, devices, precisions
+        self._threads, self._batches = threads, batches
+        self._runs, self._warmup = runs, warmup
+
+    def of_bundles(self, bundles: Sequence["Bundle"]) -> Iterator[tuple["Task", "Pixels"]]:
+        """Yield the tasks of lic's codecs."""
+        for bundle in bundles:
+            for backend, device in self._engines(bundle):
+                for threads, precision in itertools.product(self._threads, self._precisions):
+                    yield from self._tasks(
+                        kind="lic",
+                        system=bundle.manifest.name,
+                        setting=str(bundle.manifest.rate_point),
+                        path=str(bundle.path.resolve()),
+                        backend=backend,
+                        device=device,
+                        threads=threads,
+                        precision=precision,
+                    )
+
+    def of_codecs(self, codecs: Sequence[str]) -> Iterator[tuple["Task", "Pixels"]]:
+        """Yield the tasks of classic codecs; threads and devices are none of their options."""
+        from lic.codec.benchmark.classic_speed import classic_setting
+
+        for text in codecs:
+            name, quality = classic_setting(text)
+            yield from self._tasks(
+                kind="classic", system=name, setting=str(quality), backend="Pillow", precision=""
+            )
+
+    def _engines(self, bundle: "Bundle") -> list[tuple[str, str]]:
+        """Return backend and device; providers are for ONNX Runtime, if that was not left out."""
+        from lic.codec.benchmark.evaluate import installed_backends
+
+        backends = self._backends or installed_backends(bundle)
+        return [
+            (backend, device)
+            for backend, device in itertools.product(backends, self._devices)
+            if backend == "onnx"
+            or "onnx" not in backends
+            or device.partition(":")[0] in _TORCH_DEVICES
+        ]
+
+    def _tasks(self, **system: Any) -> Iterator[tuple["Task", "Pixels"]]:
+        from lic.codec.benchmark.speed_task import Task
+
+        for (name, pixels), number in itertools.product(self._sources, self._batches):
+            height, width = pixels.shape[:2]
+            task = Task(
+                **system,
+                picture=name,
+                height=height,
+                width=width,
+                batch=number,
+                runs=self._runs,
+                warmup=self._warmup,
+            )
+            yield task, pixels
+
+
+def _line(row: "SpeedRun", number: int, count: int) -> str:
+    what = f"{number}/{count} {row.system} {row.setting}, {row.backend} {row.device}"
+    what += f", {row.height}x{row.width}"
+    if row.error or not row.encode or not row.decode:
+        return f"{what}: {row.error}"
+    return f"{what}: encode {row.encode.wall.median:.1f} ms, decode {row.decode.wall.median:.1f} ms"

@@ -1,0 +1,206 @@
+"""lic bench speed: what it prints, writes, refuses, and ends with."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lic.cli.bench_speed_tables import print_tables
+from lic.codec.benchmark import speed as library
+from lic.codec.benchmark.schema import DirectionTimes, Machine, SpeedResults, SpeedRun, Times
+from lic.codec.benchmark.speed_task import Task
+
+Lic = Callable[..., Any]
+QUICK = ("--runs", 1, "--warmup", 0, "--size", "48x64")
+
+
+def finished(task: Task) -> SpeedRun:
+    """Return a row with made numbers."""
+    times = Times(median=12.3456, p90=123.4, p95=1234.5, p99=12345.6)
+    stages = ("read", "convert", "pad", "transform", "copy", "quantise", "context", "entropy")
+    both = DirectionTimes(
+        wall=times, cpu=times, stages=dict.fromkeys([*stages, "container", "write"], times),
+        mpx_per_s=0.25, energy=1.5,
+    )  # fmt: skip
+    return replace(
+        task.row(), encode=both, decode=both, bytes=123_456, cold_start=1234.5,
+        peak_memory=2**31, provider="CPUExecutionProvider", parameters=68_000_000,
+        kmac_per_pixel={"encode": 812.34, "decode": 765.43},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+    """Have rows made up rather than measured; returns the tasks, in order."""
+    asked: list[Task] = []
+
+    def measure(tasks: Any, **_: Any) -> Iterator[SpeedRun]:
+        for task, pixels in tasks:
+            assert pixels.shape[:2] == (task.height, task.width)
+            asked.append(task)
+            yield finished(task)
+
+    monkeypatch.setattr(library, "measure", measure)
+    return asked
+
+
+def test_a_model_and_a_classic_codec_are_measured(
+    lic: Lic, png: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "speed.json"
+    options = ("-m", tiny_bundle, "--backend", "onnx", "--threads", 1, "--codec", "jpeg:50")
+    done = lic("bench", "speed", png, *options, *QUICK, "-o", target)
+    assert done.code == 0
+    for text in ("tiny-relu 1", "onnx CPU 1 thr.", "48x64", "jpeg 50", "transform", "Mpx/s"):
+        assert text in done.out
+    results = SpeedResults.from_bytes(target.read_bytes(), "here")
+    tiny, jpeg = results.runs
+    assert (tiny.picture, tiny.height, tiny.width) == (png.name, 48, 64)
+    assert (tiny.runs, tiny.warmup, tiny.error, jpeg.error) == (1, 0, None, None)
+    assert tiny.encode and tiny.encode.wall.median > 0
+    assert results.machine.cpu and "numpy" in results.machine.versions
+    assert "2/2 jpeg 50" in done.err
+
+
+def test_rows_are_objects_with_stable_keys(lic: Lic) -> None:
+    done = lic("bench", "speed", "--codec", "jpeg", *QUICK, "--json")
+    assert done.code == 0
+    row = json.loads(done.out)
+    assert list(row)[:4] == ["system", "setting", "backend", "device"]
+    assert (row["system"], row["picture"], row["energy_counters"]) == ("jpeg", "synthetic", [])
+    assert row["error"] is None and list(row["encode"]["stages"]) == ["read", "codec", "write"]
+
+
+def test_what_fails_is_a_row_unless_all_do(lic: Lic, tiny_bundle: Path) -> None:
+    failing = ("bench", "speed", "-m", tiny_bundle, "--provider", "tensorrt", *QUICK)
+    done = lic(*failing)
+    assert done.code == 8
+    assert "failed: 1 (tiny-relu 1, onnx tensorrt, 48x64)" in done.out
+    done = lic(*failing, "--codec", "jpeg", "--json")
+    assert done.code == 0
+    first, second = map(json.loads, done.out.splitlines())
+    assert "TensorrtExecutionProvider" in first["error"] and first["encode"] is None
+    assert second["error"] is None
+
+
+def test_every_combination_is_a_row(lic: Lic, made: list[Task], png: Path) -> None:
+    options = ("--threads", 1, "--threads", 2, "--batch", 1, "--batch", 4, "--size", "9x7")
+    devices = ("--device", "cpu", "--provider", "openvino")
+    done = lic("bench", "speed", png, "-q", 1, "-q", 2, *options, *devices, "--codec", "webp")
+    assert done.code == 0
+    found = [(t.setting, t.backend, t.device, t.threads, t.batch) for t in made]
+    engines = [("onnx", "cpu"), ("onnx", "openvino"), ("torch", "cpu")]
+    assert found == [
+        *(
+            (rate, *engine, threads, number)
+            for rate in ("1", "2")
+            for engine in engines
+            for threads in (1, 2)
+            for number in (1, 4)
+        ),
+        ("75", "Pillow", "cpu", 0, 1),
+        ("75", "Pillow", "cpu", 0, 4),
+    ]
+    assert {(task.height, task.width, task.picture) for task in made} == {(9, 7, png.name)}
+
+
+def test_without_arguments_the_default_model_codes_a_made_picture(
+    lic: Lic, made: list[Task]
+) -> None:
+    assert lic("bench", "speed", "--backend", "onnx").code == 0
+    (task,) = made
+    assert (task.system, task.setting) == ("bmshj2018-factorized-relu-lite", "3")
+    assert (task.picture, task.height, task.width) == ("synthetic", 512, 768)
+    assert (task.runs, task.warmup, task.threads, task.device) == (10, 2, 0, "cpu")
+
+
+def test_a_torch_device_that_was_asked_of_torch_alone_is_tried(lic: Lic, made: list[Task]) -> None:
+    lic("bench", "speed", "--backend", "torch", "--device", "openvino")
+    assert [(task.backend, task.device) for task in made] == [("torch", "openvino")]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--size", "512"), "--size is '512'; expected height x width"),
+        (("--size", "0x5"), "expected 1 to"),
+        (("--size", "99999x99999"), "expected 1 to 268,435,456 pixels"),
+        (("--codec", "heif"), "--codec is 'heif'; expected one of jpeg"),
+        (("--backend", "auto"), "--backend is 'auto'; expected onnx or torch"),
+        (("--resume",), "name it"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(lic: Lic, options: tuple[str, ...], why: str) -> None:
+    done = lic("bench", "speed", *options)
+    assert done.code == 2
+    assert why in done.err
+
+
+def test_results_are_kept_after_each_row_and_gone_on_with(
+    lic: Lic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "speed.json"
+    real = library.measure
+
+    def interrupted(tasks: Any, **options: Any) -> Iterator[SpeedRun]:
+        rows = real(tasks, **options)
+        yield next(rows)
+        raise KeyboardInterrupt
+
+    command = ("bench", "speed", "--codec", "jpeg:30", "--codec", "jpeg:60", *QUICK, "-o", target)
+    monkeypatch.setattr(library, "measure", interrupted)
+    assert lic(*command).code == 130
+    (first,) = SpeedResults.from_bytes(target.read_bytes(), "here").runs
+    monkeypatch.setattr(library, "measure", real)
+    assert lic(*command).code == 7
+    assert lic(*command, "--resume").code == 0
+    kept, second = SpeedResults.from_bytes(target.read_bytes(), "here").runs
+    assert kept == first
+    assert second.setting == "60" and second.error is None
+    other = ("bench", "speed", "--codec", "jpeg:90", *QUICK, "-o", target)
+    assert lic(*other, "--resume").code == 0
+    third, *others = SpeedResults.from_bytes(target.read_bytes(), "here").runs
+    assert third.setting == "90" and others == [kept, second]
+
+
+def test_results_of_another_machine_are_not_mixed_in(lic: Lic, tmp_path: Path) -> None:
+    target = tmp_path / "speed.json"
+    there = Machine(cpu="CPU of elsewhere", cores=1, memory=None, system="")
+    target.write_bytes(SpeedResults(command="", machine=there, runs=()).to_bytes())
+    done = lic("bench", "speed", "--codec", "jpeg", *QUICK, "-o", target, "--resume")
+    assert done.code == 2
+    assert "was measured on CPU of elsewhere" in done.err
+
+
+def test_tables_fit_into_100_columns() -> None:
+    name = "bmshj2018-factorized-relu-128-192"
+    tasks = [
+        Task(
+            kind="lic", system=name, setting="3", backend="torch", precision="bfloat16",
+            threads=16, height=side, width=side, batch=16, runs=1, warmup=0,
+        )
+        for side in (256, 1024, 4096)
+    ]  # fmt: skip
+    failed = [replace(task.row(), error="no such library " * 20) for task in tasks]
+    here = Machine(cpu="A processor with a long name " * 2, cores=64, memory=None, system="Linux")
+    runs = (*map(finished, tasks), *failed)
+    results = SpeedResults(command="", machine=here, runs=runs)
+    written = StringIO()
+    print_tables(results, Console(file=written, width=100, highlight=False))
+    text = written.getvalue()
+    assert max(map(len, text.splitlines())) <= 100
+    for whole in ("16 x 4096x4096", "812.3 + 765.4", "68.00 M", "12345.6", "2147", "123,456"):
+        assert whole in text
+    assert text.count("no such library no such") < 20
+    assert "growth" in text
+    assert "…" not in text
+
+
+def test_help_names_it(lic: Lic) -> None:
+    assert "bench" in lic("--help").out
+    assert "--provider" in lic("bench", "speed", "--help").out
