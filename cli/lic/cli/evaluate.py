@@ -58,13 +58,9 @@ def evaluate(
 ) -> None:
     """Measure a model on a folder of pictures: rate, quality, times, agreement of backends."""
     from lic.codec.benchmark.classic import jpeg_curve, rate_at
+    from lic.codec.benchmark.datasets import find_pictures, read_plain
     from lic.codec.benchmark.evaluate import evaluate as measure
-    from lic.codec.benchmark.evaluate import (
-        find_pictures,
-        installed_backends,
-        read_plain,
-        summarise,
-    )
+    from lic.codec.benchmark.evaluate import installed_backends, summarise
 
     batch.check_target(output, force=force)
     *named, dataset = paths
@@ -217,8 +213,8 @@ def demo(
     import time
 
     from lic.cli.decompress import decoder
-    from lic.codec.benchmark.classic import MAX_SIDES, fits, nearest_size
-    from lic.codec.benchmark.evaluate import read_plain
+    from lic.codec.benchmark.classic import Classic, nearest_size
+    from lic.codec.benchmark.datasets import read_plain
     from lic.codec.pipeline import open_codec
 
     target = output / f"{photo.stem}.lic"
@@ -239,11 +235,12 @@ def demo(
     decode(target.read_bytes())
     decoded = decode(target.read_bytes())
     points = [_point(codec.bundle.label, picture.pixels, decoded.picture.pixels, len(encoded.data))]
-    for name in ("JPEG", "WEBP"):
-        if fits(picture.pixels, name):
-            points.append(nearest_size(picture.pixels, name, len(encoded.data)))
+    for classic in (Classic(key="jpeg"), Classic(key="webp")):
+        if classic.fits(picture.pixels):
+            points.append(nearest_size(picture.pixels, classic, len(encoded.data)))
         else:
-            out.note(f"{name} left out: it holds at most {MAX_SIDES[name]} pixels a side")
+            side = classic.format.largest_side
+            out.note(f"{classic.format.pillow} left out: it holds at most {side} pixels a side")
     batch.write_output(_draw(picture.pixels, points), side_by_side, force=force)
     _print_demo(photo, picture.pixels, points, out)
     stages = {"read": read_ms, **encoded.stages, "write": write_ms}

@@ -161,7 +161,8 @@ def _imitations(known: KnownSet, pictures: Sequence[DatasetPicture]) -> list[str
     """Return what looks like a set's picture by name, or like the whole set by size, but is not."""
     originals = {Path(p.name).stem.casefold(): p for p in known.pictures}
     own = {p.sha256 for p in known.pictures}
-    scaled, changed = [], []
+    scaled: list[DatasetPicture] = []
+    changed: list[DatasetPicture] = []
     for picture in pictures:
         original = originals.get(Path(picture.name).stem.casefold())
         if original is None or picture.sha256 in own or not picture.width:
@@ -171,7 +172,9 @@ def _imitations(known: KnownSet, pictures: Sequence[DatasetPicture]) -> list[str
     remarks = []
     if scaled:
         sizes = [f"{p.name} with {p.width} x {p.height}" for p in scaled]
-        remarks.append(f"named like pictures of {known.name}, but of another size: {_listed(sizes)}")
+        remarks.append(
+            f"named like pictures of {known.name}, but of another size: {_listed(sizes)}"
+        )
     if changed:
         names = _listed([p.name for p in changed])
         remarks.append(
