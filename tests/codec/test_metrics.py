@@ -89,7 +89,7 @@ def test_psnr_of_luma_is_that_of_the_weighted_sum() -> None:
     assert psnr_y(a, a) == math.inf
     assert psnr_y(a[..., :1], b[..., :1]) == psnr(a[..., :1], b[..., :1])
     # An error that only colour sees: blue by 2 either way is hardly any luma.
-    blue = np.clip(a.astype(int) + [0, 0, 2], 0, 255).astype(np.uint8)
+    blue = np.clip(a.astype(int) + np.array([0, 0, 2]), 0, 255).astype(np.uint8)
     assert psnr_y(a, blue) > psnr(a, blue) + 10
 
 

@@ -10,8 +10,8 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -43,13 +43,6 @@ class Job:
     setting: str
     with_lpips: bool
 
-    @property
-    def key(self) -> str:
-        """Of its row in the cache."""
-        lpips_of = lpips_version() if self.with_lpips else None
-        picture = {"picture": self.picture.sha256, "lpips": lpips_of}
-        return key_of({**picture, "system": self.system.identity(self.setting)})
-
 
 Progress = Callable[[int, int], None]
 
@@ -63,7 +56,7 @@ def measure(
     cache: Cache | None = None,
     with_lpips: bool = False,
     accelerators: Sequence[str] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> RdResults:
     """Code every picture with every system at every setting, and decode the files.
 
@@ -85,7 +78,7 @@ def measure(
     """
     check_names(systems)
     work = _jobs(source, systems, with_lpips=with_lpips)
-    keys = [job.key if cache else "" for job in work]
+    keys = _keys(work) if cache else [""] * len(work)
     rows: list[Row | None] = [
         cache.get(key, job.picture.name) if cache else None
         for job, key in zip(work, keys, strict=True)
@@ -97,15 +90,16 @@ def measure(
             system.open()
     done = len(rows) - len(missing)
     progress(done, len(rows))
-    for place, row in spread(measure_row, [work[number] for number in missing], jobs):
-        number = missing[place]
-        if isinstance(row, Died):
-            row = Row(picture=work[number].picture.name, error=row.reason)
-        rows[number] = row
-        if cache and row.error is None:
-            cache.put(keys[number], row)
-        done += 1
-        progress(done, len(rows))
+    with closing(spread(measure_row, [work[number] for number in missing], jobs)) as results:
+        for place, row in results:
+            number = missing[place]
+            if isinstance(row, Died):
+                row = Row(picture=work[number].picture.name, error=row.reason)
+            rows[number] = row
+            if cache and row.error is None:
+                cache.put(keys[number], row)
+            done += 1
+            progress(done, len(rows))
     return RdResults(
         command=command,
         machine=machine(accelerators),
@@ -162,8 +156,6 @@ def _finite(decibels: float) -> float | None:
     return decibels if math.isfinite(decibels) else None
 
 
-# The next job of a process is often the same picture at another setting, or its neighbour.
-@lru_cache(maxsize=1)
 def _pixels(path: Path, sha256: str) -> Pixels:
     """Return pixels (H, W, C) of a picture.
 
@@ -187,6 +179,21 @@ def _jobs(source: OpenDataset, systems: Sequence[System], *, with_lpips: bool) -
         for setting in system.settings
         for path, picture in zip(source.paths, source.dataset.pictures, strict=True)
     ]
+
+
+def _keys(work: Sequence[Job]) -> list[str]:
+    """Return the keys of the jobs' rows in the cache."""
+    identities: dict[tuple[str, str], dict[str, Any]] = {}
+    keys = []
+    for job in work:
+        place = job.system.name, job.setting
+        if place not in identities:
+            identities[place] = {
+                "system": job.system.identity(job.setting),
+                "lpips": lpips_version() if job.with_lpips else None,
+            }
+        keys.append(key_of({"picture": job.picture.sha256, **identities[place]}))
+    return keys
 
 
 def _curves(systems: Sequence[System], dataset: Dataset, rows: Sequence[Row]) -> tuple[Curve, ...]:

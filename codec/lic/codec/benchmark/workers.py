@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -81,6 +81,9 @@ class _Pool:
     def start(self, number: int, piece: Any) -> None:
         """Give a piece of work to a process, a new one if need be."""
         process, connection = self._idle.pop() if self._idle else self._new()
+        if not process.is_alive():
+            connection.close()
+            process, connection = self._new()
         self.busy[connection] = process, number
         # One that died meanwhile is noticed where its result would be read.
         with contextlib.suppress(OSError):
@@ -88,7 +91,7 @@ class _Pool:
 
     def next(self) -> tuple[int, Any]:
         """Wait for a piece of work to be done, or for the process that has it to die."""
-        connection = next(each for each in wait(list(self.busy)) if isinstance(each, Connection))
+        connection = cast(Connection, wait(list(self.busy))[0])
         process, number = self.busy.pop(connection)
         try:
             error, result = connection.recv()
