@@ -5,7 +5,7 @@ header.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def published_curve(dataset: str, system: str) -> Curve:
     raise ConfigError(f"there is no published curve {system!r} of {dataset}; there are {known}")
 
 
-def points_of(columns: dict[str, Sequence[float]]) -> tuple[Point, ...]:
+def points_of(columns: Mapping[str, Sequence[float]]) -> tuple[Point, ...]:
     """Return points without rows, by rate, from one list of numbers for each kind of mean.
 
     Their settings are numbers from 1: publications rarely say which they took.
