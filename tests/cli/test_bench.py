@@ -254,6 +254,18 @@ def test_compare_tells_rates_overlaps_and_reasons(lic: Lic, results: Path) -> No
         assert found["rate"]["percent"] == pytest.approx(line["rate"]["percent"], abs=25)
 
 
+def test_the_same_pictures_may_lie_in_folders_of_other_names(
+    lic: Lic, pictures: Path, results: Path, tmp_path: Path
+) -> None:
+    other = pictures.rename(tmp_path / "elsewhere")
+    path = tmp_path / "other.json"
+    codec = ("-m", "none", "--codec", "jpeg:subsampling=4:4:4", *QUALITIES)
+    assert lic("bench", "rd", other, *codec, "-o", path).code == 0
+    name = "JPEG subsampling=4:4:4"
+    done = lic("bench", "compare", f"{results}:JPEG", f"{path}:{name}", "--json")
+    assert done.code == 0 and json.loads(done.out)["tested"] == name, done.err
+
+
 def test_several_references_are_taken_by_name(lic: Lic, results: Path) -> None:
     done = lic("bench", "compare", results, results, "--json")
     lines = [json.loads(text) for text in done.out.splitlines()]

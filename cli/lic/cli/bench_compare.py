@@ -97,11 +97,11 @@ def _sides(
         raise ConfigError(f"found {texts[0]}; expected a reference, or --anchor, and what to test")
     measured = [_measured(text) for text in texts if not _is_published(text)]
     names = {side.dataset.name for side in measured}
-    if not dataset:
+    if not dataset and len(measured) < len(texts):
         if len(names) != 1:
             raise ConfigError("--dataset is missing; name the one whose published curves are meant")
         (dataset,) = names
-    elif measured and {dataset.casefold()} != {name.casefold() for name in names}:
+    elif dataset and measured and {dataset.casefold()} != {name.casefold() for name in names}:
         out.note(
             f"warning: {', '.join(sorted(names))} held against published curves of {dataset}: "
             "other pictures, so these are not comparable numbers"
@@ -221,10 +221,11 @@ def _print(
     found: Sequence["Comparison"], metric: str, method: str, dataset: str, out: Output
 ) -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
+    names = [Column(title, overflow="fold") for title in ("reference", "tested")]
     table = Table(
-        "reference", "tested", "BD-rate", "from .. to dB", "overlap", "BD-quality",
+        *names, "BD-rate", "from .. to dB", "overlap", "BD-quality",
         "from .. to bpp", "overlap", box=None, caption_justify="left",
         title=escape(f"{dataset}, {metric}, {method}"),
         caption="BD-rate below 0: the tested needs less; BD-quality above 0: it is better. "
