@@ -24,7 +24,7 @@ from PIL import Image
 from lic.codec.benchmark import cache as cache_module
 from lic.codec.benchmark import perceptual
 from lic.codec.benchmark.cache import Cache, code_digest, key_of, user_cache
-from lic.codec.benchmark.classic import Classic, parse_classic
+from lic.codec.benchmark.classic import Classic, installed_formats, parse_classic
 from lic.codec.benchmark.datasets import OpenDataset, open_dataset
 from lic.codec.benchmark.rd import NUMBERS, failures, measure
 from lic.codec.benchmark.schema import RdResults, Row
@@ -207,6 +207,13 @@ def test_the_number_of_processes_changes_no_byte(source: OpenDataset) -> None:
     systems = (Classic(key="jpeg", settings=("10", "50")), Classic(key="webp", settings=("10",)))
     found = {run(source, *systems, jobs=jobs).to_bytes() for jobs in (0, 1, 3)}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("key", installed_formats())
+def test_every_codec_works_in_other_processes(source: OpenDataset, key: str) -> None:
+    system = Classic(key=key)
+    middle = Classic(key=key, settings=(system.settings[5],))
+    assert not failures(run(source, middle, jobs=1))
 
 
 def test_what_was_measured_is_not_measured_again(source: OpenDataset, tmp_path: Path) -> None:

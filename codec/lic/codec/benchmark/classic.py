@@ -213,6 +213,7 @@ class Classic:
                 f"{self.format.name} holds at most {self.format.largest_side} pixels a side; the "
                 f"picture has {width} x {height}"
             )
+        _load_plugin(self.key)
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         arguments = self.format.save(self._number(setting), self._all_options, pixels.shape[2])
         buffer = io.BytesIO()
@@ -221,6 +222,7 @@ class Classic:
 
     def decode(self, data: bytes, channels: int = 3) -> Pixels:
         """Return pixels (H, W, C) of a file."""
+        _load_plugin(self.key)
         with open_image(io.BytesIO(data), [self.format.pillow]) as image:
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
         return pixels.reshape(*pixels.shape[:2], channels)
@@ -260,7 +262,7 @@ def installed_formats() -> list[str]:
 
 
 def check_installed(key: str) -> None:
-    """Refuse a format whose library is missing, and load it where it is a plugin of Pillow.
+    """Refuse a format whose library is missing.
 
     Raises:
         ConfigError: says what to install.
@@ -268,6 +270,10 @@ def check_installed(key: str) -> None:
     missing = _lacks(key)
     if missing:
         raise ConfigError(f"codec {key!r} needs {missing}")
+
+
+def _load_plugin(key: str) -> None:
+    """Make Pillow know a format; a codec that came from another process has not done it here."""
     if key == "jpegxl":
         import pillow_jxl  # noqa: F401  # It tells Pillow about itself.
 
