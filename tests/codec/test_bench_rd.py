@@ -192,10 +192,12 @@ def test_work_is_spread_and_whoever_waits_hears_of_deaths_and_bugs() -> None:
     assert Died(-9).reason == "its process was ended by SIGKILL (often: out of memory)"
 
 
-def test_processes_end_with_whoever_asked() -> None:
+@pytest.mark.parametrize("delay", [0.1, 0.4, 4.0])
+def test_processes_end_with_whoever_asked(delay: float) -> None:
+    """Whether they are starting or at work."""
     start = time.monotonic()
     with closing(spread(asleep, [1, 2], 2)) as work:
-        stopper = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        stopper = threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGINT))
         stopper.start()
         with pytest.raises(KeyboardInterrupt):
             next(work)

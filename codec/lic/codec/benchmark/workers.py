@@ -7,7 +7,8 @@ Here each process has one piece at a time, and whoever dies is replaced.
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -75,6 +76,7 @@ class _Pool:
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
         self._work = work
+        self._all: list[SpawnProcess] = []
         self._idle: list[tuple[SpawnProcess, Connection]] = []
         self.busy: dict[Connection, tuple[SpawnProcess, int]] = {}
 
@@ -106,17 +108,19 @@ class _Pool:
 
     def stop(self) -> None:
         """End all processes, whatever they are at."""
-        everyone = [*self._idle, *((process, end) for end, (process, _) in self.busy.items())]
-        for process, connection in everyone:
-            connection.close()
+        started = [process for process in self._all if process.pid is not None]
+        for process in started:
             process.terminate()
-        for process, _ in everyone:
+        for process in started:
             process.join()
 
     def _new(self) -> tuple[SpawnProcess, Connection]:
         here, there = _PROCESSES.Pipe()
         process = _PROCESSES.Process(target=_serve, args=(there, self._work), daemon=True)
-        process.start()
+        # Known before it starts: Ctrl-C may come at any moment from then on.
+        self._all.append(process)
+        with _deaf_to_interrupts():
+            process.start()
         # The only other end must be the process's, or its death would not be heard.
         there.close()
         try:
@@ -130,9 +134,25 @@ class _Pool:
         return process, here
 
 
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes that start here ignore Ctrl-C from their first moment; the first one ends them.
+
+    Every process of a terminal gets it, and those that were about to start would each say so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """Do one piece of work after the other until nobody asks any more."""
-    # Ctrl-C reaches every process of a terminal; the first one ends the others.
+    # Once more, for processes that a thread started.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send("ready")
