@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check round-trips soak clean
+.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -32,6 +32,10 @@ oracle:
 # make eval KODAK=/path/to/kodak: the README's tables.
 eval: $(VENV)/.dev
 	$(BIN)/lic eval $(KODAK) --threads 1 -o runs/eval.json --force
+
+# make check-measuring KODAK=/path/to/kodak: lic bench against published points of WebP and JPEG.
+check-measuring: $(VENV)/.dev
+	$(BIN)/python -m tests.codec.check_measuring $(KODAK)
 
 # make benchmark-training PHOTOS=DIR: images a second against a plain loop of CompressAI's classes.
 benchmark-training: $(VENV)/.dev

@@ -120,7 +120,38 @@ def test_commands_of_the_export_guide(
     assert (photos / "npu" / "decoder.onnx").is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "trainers/GUIDE.md", "export/GUIDE.md"])
+def test_commands_of_the_benchmark_guide(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With two small pictures in place of Kodak, few settings, and in this process."""
+    from lic.cli.app import run
+    from lic.codec.benchmark import rd
+    from lic.codec.benchmark.workers import spread
+
+    monkeypatch.chdir(photos)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(photos / "cache"))
+    monkeypatch.setattr(rd, "spread", lambda work, pieces, _: spread(work, pieces, 0))
+    (photos / "KODAK").mkdir()
+    with Image.open(ROOT / "samples" / "kodim23.png") as image:
+        for i in range(2):
+            image.crop((200 * i, 0, 200 * i + 170, 170)).save(photos / "KODAK" / f"{i}.png")
+    commands = _commands((ROOT / "codec" / "BENCH.md").read_text())
+    assert len(commands) > 8
+    for command in commands:
+        if not command.startswith("lic "):
+            continue
+        if " bench rd " in command and "--qualities" not in command:
+            command += " --codec jpeg --qualities 10,30,50,70"
+        if "--anchor" in command or "published:" in command:
+            # Only Kodak itself goes without saying.
+            command += " --dataset Kodak"
+        assert run(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
+    assert (photos / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "trainers/GUIDE.md", "export/GUIDE.md", "codec/BENCH.md"]
+)
 def test_every_option_of_an_example_is_one(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,16 +175,21 @@ def test_every_option_of_an_example_is_one(
         if arguments[:1] == ["train"] and not {"analyze", "--resume"} & set(arguments):
             assert run(arguments) == 0, (line, capsys.readouterr().err)
             trained += 1
-    assert trained > 8 or page == "export/GUIDE.md"
+    assert trained > 8 or page in ("export/GUIDE.md", "codec/BENCH.md")
 
 
 def _parse(arguments: list[str]) -> None:
     """Parse a command line of lic without running it."""
-    from lic.cli import data, export, export_check, train
+    from lic.cli import bench, data, export, export_check, train
     from lic.cli.app import app
 
     command = typer.main.get_command(app)
-    later = {"train": train.app, "data": data.app, "export": export.app}
+    later = {
+        "train": train.app,
+        "data": data.app,
+        "bench": bench.app,
+        "export": export.app,
+    }
     if arguments[:2] == ["export", "check"]:
         later["check"] = export_check.app
         arguments = arguments[1:]
@@ -186,7 +222,13 @@ def test_every_make_target_exists() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in ("README.md", "CONTRIBUTING.md", "codec/FORMAT.md", "export/GUIDE.md"):
+    for page in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "codec/FORMAT.md",
+        "codec/BENCH.md",
+        "export/GUIDE.md",
+    ):
         # Indented lines are code, where v[i](p) is no link.
         text = re.sub(r"^    .*$", "", (ROOT / page).read_text(), flags=re.MULTILINE)
         for link in re.findall(r"\]\(([^)#]+)\)", text):
@@ -201,6 +243,7 @@ def test_nothing_is_left_to_be_filled_in() -> None:
         "CONTRIBUTING.md",
         "codec/FORMAT.md",
         "export/GUIDE.md",
+        "codec/BENCH.md",
     ):
         text = (ROOT / page).read_text()
         left = [c for c in re.findall(r"<!-- ([\w-]+) -->", text)]

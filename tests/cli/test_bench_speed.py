@@ -53,10 +53,21 @@ def test_a_model_and_a_classic_codec_are_measured(
     lic: Lic, png: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "speed.json"
-    options = ("-m", tiny_bundle, "--backend", "onnx", "--threads", 1, "--codec", "jpeg:50")
+    options = (
+        "-m",
+        tiny_bundle,
+        "--backend",
+        "onnx",
+        "--threads",
+        1,
+        "--codec",
+        "jpeg",
+        "--qualities",
+        "50",
+    )
     done = lic("bench", "speed", png, *options, *QUICK, "-o", target)
     assert done.code == 0
-    for text in ("tiny-relu 1", "onnx CPU 1 thr.", "48x64", "jpeg 50", "transform", "Mpx/s"):
+    for text in ("tiny-relu 1", "onnx CPU 1 thr.", "48x64", "JPEG 50", "transform", "Mpx/s"):
         assert text in done.out
     results = SpeedResults.from_bytes(target.read_bytes(), "here")
     tiny, jpeg = results.runs
@@ -64,7 +75,7 @@ def test_a_model_and_a_classic_codec_are_measured(
     assert (tiny.runs, tiny.warmup, tiny.error, jpeg.error) == (1, 0, None, None)
     assert tiny.encode and tiny.encode.wall.median > 0
     assert results.machine.cpu and "numpy" in results.machine.versions
-    assert "2/2 jpeg 50" in done.err
+    assert "2/2 JPEG 50" in done.err
 
 
 def test_rows_are_objects_with_stable_keys(lic: Lic) -> None:
@@ -72,7 +83,7 @@ def test_rows_are_objects_with_stable_keys(lic: Lic) -> None:
     assert done.code == 0
     row = json.loads(done.out)
     assert list(row)[:4] == ["system", "setting", "backend", "device"]
-    assert (row["system"], row["picture"], row["energy_counters"]) == ("jpeg", "synthetic", [])
+    assert (row["system"], row["picture"], row["energy_counters"]) == ("JPEG", "synthetic", [])
     assert row["error"] is None and list(row["encode"]["stages"]) == ["read", "codec", "write"]
 
 
@@ -130,7 +141,9 @@ def test_a_torch_device_that_was_asked_of_torch_alone_is_tried(lic: Lic, made: l
         (("--size", "512"), "--size is '512'; expected height x width"),
         (("--size", "0x5"), "expected 1 to"),
         (("--size", "99999x99999"), "expected 1 to 268,435,456 pixels"),
-        (("--codec", "heif"), "--codec is 'heif'; expected one of jpeg"),
+        (("--codec", "heif"), "codec is 'heif'; expected one of jpeg"),
+        (("--codec", "jpeg", "--qualities", "101"), "jpeg: quality is '101'; expected 0 to 100"),
+        (("--qualities", "50"), "--qualities is for classic codecs"),
         (("--backend", "auto"), "--backend is 'auto'; expected onnx or torch"),
         (("--resume",), "name it"),
     ],
@@ -152,7 +165,7 @@ def test_results_are_kept_after_each_row_and_gone_on_with(
         yield next(rows)
         raise KeyboardInterrupt
 
-    command = ("bench", "speed", "--codec", "jpeg:30", "--codec", "jpeg:60", *QUICK, "-o", target)
+    command = ("bench", "speed", "--codec", "jpeg", "--qualities", "30,60", *QUICK, "-o", target)
     monkeypatch.setattr(library, "measure", interrupted)
     assert lic(*command).code == 130
     (first,) = SpeedResults.from_bytes(target.read_bytes(), "here").runs
@@ -162,7 +175,7 @@ def test_results_are_kept_after_each_row_and_gone_on_with(
     kept, second = SpeedResults.from_bytes(target.read_bytes(), "here").runs
     assert kept == first
     assert second.setting == "60" and second.error is None
-    other = ("bench", "speed", "--codec", "jpeg:90", *QUICK, "-o", target)
+    other = ("bench", "speed", "--codec", "jpeg", "--qualities", "90", *QUICK, "-o", target)
     assert lic(*other, "--resume").code == 0
     third, *others = SpeedResults.from_bytes(target.read_bytes(), "here").runs
     assert third.setting == "90" and others == [kept, second]

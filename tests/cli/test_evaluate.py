@@ -131,7 +131,7 @@ def test_eval_shows_a_bar_on_a_terminal_and_results_stay_clean(
     lic: Lic, evaluation: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr("lic.cli.evaluate.sys", terminal)
+    monkeypatch.setattr("lic.cli.measuring.sys", terminal)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     done = lic(*evaluation, "--json")

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lic.codec import tiling
-from lic.codec.benchmark import classic, evaluate, split
-from lic.codec.benchmark.classic import fits, jpeg_curve, nearest_size, rate_at
-from lic.codec.benchmark.evaluate import Row, find_pictures, read_plain, summarise
+from lic.codec.benchmark import evaluate, split
+from lic.codec.benchmark.classic import Classic, jpeg_curve, nearest_size, rate_at
+from lic.codec.benchmark.datasets import find_pictures, read_plain
+from lic.codec.benchmark.evaluate import Row, summarise
 from lic.codec.bundle import Bundle
 from lic.codec.container import LicFile
-from lic.codec.errors import ConfigError, ImageError, NumericsError
+from lic.codec.errors import ConfigError, ImageError, LimitError, NumericsError
 from lic.codec.image_io import Picture, orient
 from lic.codec.metrics import psnr
 from lic.codec.models import HPCM, bits, hpcm_config
@@ -141,27 +142,32 @@ def test_a_decoder_with_other_symbols_is_a_failure_of_that_picture(
 
 
 def test_webp_has_no_room_for_long_sides() -> None:
+    jpeg, webp = Classic(key="jpeg"), Classic(key="webp")
     for side, expected in ((16383, True), (16384, False)):
         for shape in ((1, side, 3), (side, 1, 3)):
             pixels = np.zeros(shape, np.uint8)
-            assert fits(pixels, "WEBP") is expected
-            assert fits(pixels, "JPEG")
-    assert not fits(np.zeros((1, 65501, 1), np.uint8), "JPEG")
+            assert webp.fits(pixels) is expected
+            assert jpeg.fits(pixels)
+    assert not jpeg.fits(np.zeros((1, 65501, 1), np.uint8))
+    with pytest.raises(LimitError, match=r"WebP holds at most 16383 pixels a side; .* 16384 x 1"):
+        webp.code(np.zeros((1, 16384, 3), np.uint8), "50")
 
 
-@pytest.mark.parametrize("codec", ["JPEG", "WEBP"])
-def test_the_largest_side_that_fits_can_be_coded(codec: str) -> None:
-    pixels = np.zeros((1, classic.MAX_SIDES[codec], 3), np.uint8)
-    assert classic.decode(classic.code(pixels, codec, 50), 3).shape == pixels.shape
+@pytest.mark.parametrize("key", ["jpeg", "webp"])
+def test_the_largest_side_that_fits_can_be_coded(key: str) -> None:
+    codec = Classic(key=key)
+    pixels = np.zeros((1, codec.format.largest_side, 3), np.uint8)
+    assert codec.decode(codec.code(pixels, "50")).shape == pixels.shape
 
 
-@pytest.mark.parametrize("codec", ["JPEG", "WEBP"])
-def test_the_nearest_size_is_the_nearest(photo: Pixels, codec: str) -> None:
-    sizes = {q: len(classic.code(photo, codec, q)) for q in range(0, 101, 10)}
+@pytest.mark.parametrize("key", ["jpeg", "webp"])
+def test_the_nearest_size_is_the_nearest(photo: Pixels, key: str) -> None:
+    codec = Classic(key=key)
+    sizes = {q: len(codec.code(photo, str(q))) for q in range(0, 101, 10)}
     point = nearest_size(photo, codec, sizes[30])
     assert abs(point.size - sizes[30]) <= min(abs(s - sizes[30]) for s in sizes.values()) + 8
-    with Image.open(io.BytesIO(classic.code(photo, codec, point.quality))) as image:
-        assert image.format == codec
+    with Image.open(io.BytesIO(codec.code(photo, str(point.quality)))) as image:
+        assert image.format == point.codec == key.upper()
     assert point.psnr == psnr(photo, point.pixels)
 
 
@@ -172,7 +178,7 @@ def test_a_curve_is_read_between_its_points_only(photo: Pixels) -> None:
     assert rate_at(curve, 29.9) is None
     assert rate_at(curve, 40.1) is None
     found = jpeg_curve([photo[:32, :32]])
-    assert len(found) == len(classic.JPEG_QUALITIES)
+    assert len(found) == len(Classic(key="jpeg").settings)
     assert found[0][0] < found[-1][0] and found[0][1] < found[-1][1]
 
 

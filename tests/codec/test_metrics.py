@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lic.codec import metrics
 from lic.codec.errors import ImageError
-from lic.codec.metrics import bpp, ms_ssim, ms_ssim_db, psnr
+from lic.codec.metrics import MS_SSIM_LEAST_SIDE, bpp, ms_ssim, ms_ssim_db, psnr, psnr_y
 
 Pixels = NDArray[np.uint8]
 
@@ -77,3 +78,21 @@ def test_ms_ssim_of_small_pictures_is_defined(size: tuple[int, int]) -> None:
     a, b = random_pair(*size)
     assert ms_ssim(a, a) == pytest.approx(1)
     assert 0 <= ms_ssim(a, b) < 1
+
+
+def test_psnr_of_luma_is_that_of_the_weighted_sum() -> None:
+    generator = np.random.default_rng(1)
+    a, b = (generator.integers(0, 256, (9, 7, 3), np.uint8) for _ in range(2))
+    luma = [0.299 * p[..., 0] + 0.587 * p[..., 1] + 0.114 * p[..., 2] for p in (a, b)]
+    expected = 10 * math.log10(255**2 / np.mean((luma[0] - luma[1]) ** 2))
+    assert psnr_y(a, b) == pytest.approx(expected, abs=1e-5)
+    assert psnr_y(a, a) == math.inf
+    assert psnr_y(a[..., :1], b[..., :1]) == psnr(a[..., :1], b[..., :1])
+    # An error that only colour sees: blue by 2 either way is hardly any luma.
+    blue = np.clip(a.astype(int) + np.array([0, 0, 2]), 0, 255).astype(np.uint8)
+    assert psnr_y(a, blue) > psnr(a, blue) + 10
+
+
+def test_pictures_of_the_least_side_have_all_scales() -> None:
+    assert MS_SSIM_LEAST_SIDE == 161
+    assert len(metrics._weights(161)) == 5 and len(metrics._weights(160)) == 4

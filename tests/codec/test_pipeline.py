@@ -42,14 +42,14 @@ def test_every_embedded_bundle_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", EMBEDDED_FAMILIES)
 def test_embedded_bundles_beat_jpeg_of_the_same_size(name: str) -> None:
-    from lic.codec.benchmark.classic import nearest_size
+    from lic.codec.benchmark.classic import Classic, nearest_size
 
     picture = read_picture(SAMPLE)
     for bundle in family(name):
         codec = Codec(bundle)
         data = codec.compress(picture).data
         ours = psnr(picture.pixels, decompress(data).picture.pixels)
-        assert ours > nearest_size(picture.pixels, "JPEG", len(data)).psnr
+        assert ours > nearest_size(picture.pixels, Classic(key="jpeg"), len(data)).psnr
 
 
 def test_only_models_that_a_decoder_may_lack_are_named(

@@ -13,16 +13,14 @@ import pytest
 import torch
 
 from lic.codec.benchmark import speed_task, speed_worker, timing
-from lic.codec.benchmark.classic_speed import SETTINGS, ClassicCodec, classic_setting
+from lic.codec.benchmark.classic import Classic
 from lic.codec.benchmark.energy import Counter, EnergyMeter, nvml_counters, rapl_counters
 from lic.codec.benchmark.memory import peak_memory
 from lic.codec.benchmark.schema import Machine, SpeedResults, SpeedRun
 from lic.codec.benchmark.speed import growth, measure, pixels_of, synthetic
 from lic.codec.benchmark.speed_task import Task
-from lic.codec.errors import ConfigError
 from lic.codec.image_io import Picture, write_picture
 from lic.codec.library import select
-from lic.codec.metrics import psnr
 
 LITE = "bmshj2018-factorized-relu-lite"
 
@@ -40,7 +38,7 @@ def task_of(**changes: Any) -> Task:
 def jpeg(**changes: Any) -> Task:
     """Return a task that takes no time."""
     values: dict[str, Any] = {
-        "kind": "classic", "system": "jpeg", "setting": "75", "path": "", "backend": "Pillow",
+        "kind": "classic", "system": "JPEG", "path": "jpeg", "setting": "75", "backend": "Pillow",
         "precision": "", "threads": 0,
     }  # fmt: skip
     return task_of(**values | changes)
@@ -319,7 +317,7 @@ def test_a_process_that_fails_is_a_row(code: str, why: str) -> None:
     limit = 0.5 if "sleep" in code else 60
     (row,) = measure(tasks, limit=limit, worker=(sys.executable, "-S", "-c", code))
     assert row.error and why in row.error
-    assert row.system == "jpeg"
+    assert row.system == "JPEG"
 
 
 def test_results_go_on_where_they_ended() -> None:
@@ -357,7 +355,7 @@ def test_a_made_picture_is_the_same_every_time_and_costs_bits() -> None:
     pixels = synthetic(128, 192)
     assert pixels.shape == (128, 192, 3)
     np.testing.assert_array_equal(pixels, synthetic(128, 192))
-    bits = 8 * len(ClassicCodec("jpeg", 75).code(pixels)) / (128 * 192)
+    bits = 8 * len(Classic(key="jpeg").code(pixels, "75")) / (128 * 192)
     assert 0.5 < bits < 4
 
 
@@ -388,29 +386,6 @@ def test_an_exponent_is_fitted_through_three_sizes() -> None:
     (found,) = growth([*rows, *others, task_of().row("failed")])
     assert (found.sizes, found.low, found.high) == (3, 256**2, 4096**2)
     assert found.wall == {"encode": 1.0, "decode": 1.5} == found.cpu
-
-
-# Classic codecs
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_classic_codecs_come_back(name: str) -> None:
-    try:
-        codec = ClassicCodec(name, SETTINGS[name].usual)
-    except ConfigError as error:
-        pytest.skip(str(error))
-    pixels = synthetic(64, 96)
-    assert psnr(pixels, codec.decode(codec.code(pixels))) > 25
-    gray = np.ascontiguousarray(pixels[..., :1])
-    assert codec.decode(codec.code(gray)).shape == (64, 96, 1)
-
-
-def test_classic_settings_are_checked() -> None:
-    assert classic_setting("JPEG:20") == ("jpeg", 20)
-    assert classic_setting("avif") == ("avif", SETTINGS["avif"].usual)
-    for wrong in ("heif", "jpeg:0", "jpeg:best", "webp:101"):
-        with pytest.raises(ConfigError, match="--codec is "):
-            classic_setting(wrong)
 
 
 # Energy and memory

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from lic.codec.backends.torch_backend import load_model
-from lic.codec.benchmark.evaluate import find_pictures, read_plain
+from lic.codec.benchmark.datasets import find_pictures, read_plain
 from lic.codec.bundle import DECODER, EMBEDDED, ENCODER, Bundle
 from lic.codec.container import parse
 from lic.codec.image_io import Picture

@@ -23,7 +23,7 @@ import onnx
 import torch
 
 from lic.codec.backends.torch_backend import load_model
-from lic.codec.benchmark.evaluate import read_plain
+from lic.codec.benchmark.datasets import read_plain
 from lic.codec.bundle import Bundle
 from lic.codec.container import parse
 from lic.codec.errors import ConfigError, ExportError

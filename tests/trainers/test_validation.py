@@ -55,7 +55,7 @@ def test_the_estimate_is_what_the_bundle_gives(
 
 
 def test_the_final_numbers_are_those_of_whole_files(tiny_bundle: Path, tmp_path: Path) -> None:
-    from lic.codec.benchmark.evaluate import read_plain
+    from lic.codec.benchmark.datasets import read_plain
 
     paths = [picture(tmp_path, 96, 80), picture(tmp_path, 50, 71)]
     codec = Codec(Bundle.open(tiny_bundle), backend="torch")

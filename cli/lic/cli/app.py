@@ -71,6 +71,14 @@ def _data(context: typer.Context) -> None:
     later(context.args, prog_name="lic data")
 
 
+@app.command("bench", add_help_option=False, context_settings=_LATER)
+def _bench(context: typer.Context) -> None:
+    """Measure codecs side by side: rate and quality, BD-rate, time and memory, a report."""
+    from lic.cli.bench import app as later
+
+    later(context.args, prog_name="lic bench")
+
+
 @app.command("export", add_help_option=False, context_settings=_LATER)
 def _export(context: typer.Context) -> None:
     """Make ONNX graphs and bundles; 'export check' tells what an NPU will run of them."""
@@ -82,14 +90,6 @@ def _export(context: typer.Context) -> None:
         from lic.cli.export import app as later
 
         later(context.args, prog_name="lic export")
-
-
-@app.command("bench", add_help_option=False, context_settings=_LATER)
-def _bench(context: typer.Context) -> None:
-    """Measure codecs on this machine."""
-    from lic.cli.bench import app as later
-
-    later(context.args, prog_name="lic bench")
 
 
 def run(arguments: list[str] | None = None) -> int:

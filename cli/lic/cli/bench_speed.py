@@ -69,9 +69,14 @@ def speed(
     codec: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[:QUALITY]", help="Also jpeg, webp, avif, jpeg2000 or jxl, by Pillow."
+            metavar="NAME[:OPTIONS]",
+            help="Also jpeg, webp, avif, jpeg2000 or jpegxl, as for 'lic bench rd'; repeatable.",
         ),
     ] = None,
+    qualities: Annotated[
+        str,
+        typer.Option(metavar="Q,Q...", help="Of the classic codecs. Default: a usual one."),
+    ] = "",
     runs: Annotated[int, typer.Option(min=1, help="Runs that count.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before them that do not.")] = 2,
     limit: Annotated[float, typer.Option(min=1, help="Seconds for one row's process.")] = 600,
@@ -107,8 +112,11 @@ def speed(
         runs=runs,
         warmup=warmup,
     )
+    if qualities and not codec:
+        raise ConfigError("--qualities is for classic codecs; name some by --codec")
+    settings = [quality.strip() for quality in qualities.split(",")] if qualities else []
     bundles = _bundles(model, rate) if model or rate or not codec else []
-    tasks = [*grid.of_bundles(bundles), *grid.of_codecs(codec or [])]
+    tasks = [*grid.of_bundles(bundles), *grid.of_codecs(codec or [], settings)]
     here, rows = machine(), list["SpeedRun"]()
     command = shlex.join(["lic", *sys.argv[1:]])
 
@@ -161,7 +169,7 @@ def _bundles(models: list[str] | None, rates: list[int] | None) -> list["Bundle"
 
 def _sources(paths: Sequence[Path], sizes: Sequence[str]) -> list[tuple[str, "Pixels"]]:
     """Return name and pixels (H, W, C) of every picture in every size."""
-    from lic.codec.benchmark.evaluate import find_pictures, read_plain
+    from lic.codec.benchmark.datasets import find_pictures, read_plain
     from lic.codec.benchmark.speed import pixels_of
     from lic.codec.benchmark.speed_task import SYNTHETIC
 
@@ -222,15 +230,19 @@ class Grid:
                         precision=precision,
                     )
 
-    def of_codecs(self, codecs: Sequence[str]) -> Iterator[tuple["Task", "Pixels"]]:
+    def of_codecs(
+        self, codecs: Sequence[str], qualities: Sequence[str]
+    ) -> Iterator[tuple["Task", "Pixels"]]:
         """Yield the tasks of classic codecs; threads and devices are none of their options."""
-        from lic.codec.benchmark.classic_speed import classic_setting
+        from lic.codec.benchmark.classic import parse_classic
 
         for text in codecs:
-            name, quality = classic_setting(text)
-            yield from self._tasks(
-                kind="classic", system=name, setting=str(quality), backend="Pillow", precision=""
-            )
+            codec = parse_classic(text, qualities)
+            for setting in qualities or [str(codec.format.usual)]:
+                yield from self._tasks(
+                    kind="classic", system=codec.name, setting=setting, path=text,
+                    backend="Pillow", precision="",
+                )  # fmt: skip
 
     def _engines(self, bundle: "Bundle") -> list[tuple[str, str]]:
         """Return backend and device; providers are for ONNX Runtime, if that was not left out."""

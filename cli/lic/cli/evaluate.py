@@ -3,9 +3,6 @@
 import contextlib
 import io
 import json
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +11,8 @@ import typer
 
 from lic.cli import batch, options
 from lic.cli.console import Output, note_precision
-from lic.cli.extras import require
-from lic.cli.weights import default_name, is_checkpoint, load_any, rate_of
+from lic.cli.measuring import bundles_of, number, progress_bar
+from lic.cli.weights import is_checkpoint
 from lic.codec.errors import ConfigError, NumericsError
 
 if TYPE_CHECKING:
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lic.codec.benchmark.classic import Point
-    from lic.codec.bundle import Bundle
 
 
 def evaluate(
@@ -56,15 +52,15 @@ def evaluate(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure a model on a folder of pictures: rate, quality, times, agreement of backends."""
+    """Check a model on a folder of pictures: do its backends agree, and are its files as promised.
+
+    Every backend decodes what every backend wrote. Besides: times of the stages, and bytes beyond
+    what the model's likelihoods promise. For comparing codecs there is 'lic bench rd'.
+    """
     from lic.codec.benchmark.classic import jpeg_curve, rate_at
+    from lic.codec.benchmark.datasets import find_pictures, read_plain
     from lic.codec.benchmark.evaluate import evaluate as measure
-    from lic.codec.benchmark.evaluate import (
-        find_pictures,
-        installed_backends,
-        read_plain,
-        summarise,
-    )
+    from lic.codec.benchmark.evaluate import installed_backends, summarise
 
     batch.check_target(output, force=force)
     *named, dataset = paths
@@ -81,14 +77,14 @@ def evaluate(
     note_precision(out, precision, device)
     results: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        bundles = stack.enter_context(_bundles(model, rate))
-        say, advance = stack.enter_context(_bar(len(bundles) * len(pictures), out))
+        bundles = stack.enter_context(bundles_of(model, rate))
+        say, advance = stack.enter_context(progress_bar(len(bundles) * len(pictures), out))
         say("JPEG")
         curve = jpeg_curve([read_plain(path).pixels for path in pictures])
         for bundle in bundles:
             say(bundle.label)
             backends = backend or installed_backends(bundle)
-            rows = measure(bundle, pictures, backends, progress=advance, **engine)
+            rows = measure(bundle, pictures, backends, progress=lambda: advance(1), **engine)
             summary = {"model": bundle.label, **summarise(rows)}
             jpeg = None if summary["psnr"] is None else rate_at(curve, summary["psnr"])
             summary["jpeg_bpp"] = jpeg
@@ -102,49 +98,6 @@ def evaluate(
         data = (json.dumps(results, indent=1) + "\n").encode()
         batch.write_output(data, output, force=force)
     _check_symbols(results, out)
-
-
-@contextlib.contextmanager
-def _bundles(model: str | None, rates: list[int] | None) -> Iterator[list["Bundle"]]:
-    """Give a family's bundles; of a run or a checkpoint make one for the time of the evaluation."""
-    from lic.codec.library import family
-
-    source = Path(model or "")
-    if model is None or not is_checkpoint(source):
-        yield family(model, rates)
-        return
-    if rates:
-        raise ConfigError(f"--rate is for bundles; leave it out with {model}")
-    require("export", "torch", "onnxscript")
-    from lic.export.make_bundle import Description, make_bundle
-
-    loaded, training = load_any(source)
-    name = default_name(loaded.config)
-    with tempfile.TemporaryDirectory() as folder:
-        description = Description(name=name, rate_point=rate_of(training), training=training)
-        yield [make_bundle(loaded, Path(folder) / "bundle", description)]
-
-
-@contextlib.contextmanager
-def _bar(total: int, out: Output) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """Give what names the present work and what counts one picture: a bar, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda _: None, lambda: None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    text = TextColumn("{task.description}", markup=False)
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Standard output is for results, whatever else shows on the terminal.
-    with Progress(*columns, console=out.err, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda now: bar.update(task, description=now), lambda: bar.advance(task)
 
 
 def _check_symbols(results: list[dict[str, Any]], out: Output) -> None:
@@ -176,16 +129,16 @@ def _print(results: list[dict[str, Any]], out: Output) -> None:
         caption="excess bytes: of the worst file, beyond its estimate + 0.5 %, and what is allowed",
     )  # fmt: skip
     for r in results:
-        excess = _number(r["worst_bytes_over_half_percent"], ".0f")
+        excess = number(r["worst_bytes_over_half_percent"], ".0f")
         table.add_row(
             escape(r["model"]),
             f"{r['bpp']:.4f}",
-            _number(r["estimated_bpp"], ".4f"),
+            number(r["estimated_bpp"], ".4f"),
             f"{excess} of {ALLOWED_BYTES}" if excess else "",
-            _number(r["psnr"], ".2f"),
-            _number(r["ms_ssim"], ".4f"),
-            _number(r["jpeg_bpp"], ".4f"),
-            _number(r["saving"], ".1%"),
+            number(r["psnr"], ".2f"),
+            number(r["ms_ssim"], ".4f"),
+            number(r["jpeg_bpp"], ".4f"),
+            number(r["saving"], ".1%"),
             f"{r['same_symbols']}/{r['pictures']}",
             str(r["pixel_gap"]),
         )
@@ -197,10 +150,6 @@ def _print(results: list[dict[str, Any]], out: Output) -> None:
                 text = ", ".join(f"{stage} {ms:.1f}" for stage, ms in stages.items())
                 times.add_row(escape(r["model"]), engine, direction, text)
     out.out.print(times)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def demo(
@@ -217,8 +166,8 @@ def demo(
     import time
 
     from lic.cli.decompress import decoder
-    from lic.codec.benchmark.classic import MAX_SIDES, fits, nearest_size
-    from lic.codec.benchmark.evaluate import read_plain
+    from lic.codec.benchmark.classic import Classic, nearest_size
+    from lic.codec.benchmark.datasets import read_plain
     from lic.codec.pipeline import open_codec
 
     target = output / f"{photo.stem}.lic"
@@ -239,11 +188,12 @@ def demo(
     decode(target.read_bytes())
     decoded = decode(target.read_bytes())
     points = [_point(codec.bundle.label, picture.pixels, decoded.picture.pixels, len(encoded.data))]
-    for name in ("JPEG", "WEBP"):
-        if fits(picture.pixels, name):
-            points.append(nearest_size(picture.pixels, name, len(encoded.data)))
+    for classic in (Classic(key="jpeg"), Classic(key="webp")):
+        if classic.fits(picture.pixels):
+            points.append(nearest_size(picture.pixels, classic, len(encoded.data)))
         else:
-            out.note(f"{name} left out: it holds at most {MAX_SIDES[name]} pixels a side")
+            side = classic.format.largest_side
+            out.note(f"{classic.format.pillow} left out: it holds at most {side} pixels a side")
     batch.write_output(_draw(picture.pixels, points), side_by_side, force=force)
     _print_demo(photo, picture.pixels, points, out)
     stages = {"read": read_ms, **encoded.stages, "write": write_ms}

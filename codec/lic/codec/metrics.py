@@ -21,6 +21,11 @@ _TAPS: Final = 11
 _SIGMA: Final = 1.5
 # Bands keep the maps of a large picture in the cache, which is twice as fast.
 _BAND_ROWS: Final = 64
+# ITU-R BT.601, as JPEG (JFIF) has it.
+_LUMA: Final = (0.299, 0.587, 0.114)
+
+MS_SSIM_LEAST_SIDE: Final = (_TAPS - 1) * 2 ** (len(_SCALE_WEIGHTS) - 1) + 1
+"""Smaller sides have no room for all scales; their figures do not compare."""
 
 
 def _gaussian_window() -> tuple[float, ...]:
@@ -45,6 +50,24 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     _check_shapes(a, b)
     error = a.astype(np.float32) - b.astype(np.float32)
     mse = float(np.mean(np.square(error), dtype=np.float64))
+    return 10 * math.log10(_PEAK**2 / mse) if mse else math.inf
+
+
+def psnr_y(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Return the peak signal-to-noise ratio of luma (BT.601, full range, not rounded) in dB.
+
+    Of gray pictures it is that of their samples. `inf` for equal luma.
+
+    Raises:
+        ImageError: The pictures differ in shape.
+    """
+    _check_shapes(a, b)
+    if a.shape[2] == 1:
+        return psnr(a, b)
+    # Luma is linear: that of the difference is the difference of luma, in half the memory.
+    difference = a.astype(np.float32) - b.astype(np.float32)
+    luma = sum(weight * difference[..., i] for i, weight in enumerate(_LUMA))
+    mse = float(np.mean(np.square(luma), dtype=np.float64))
     return 10 * math.log10(_PEAK**2 / mse) if mse else math.inf
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from lic.codec.benchmark.evaluate import find_pictures, read_plain
+from lic.codec.benchmark.datasets import find_pictures, read_plain
 from lic.codec.errors import ConfigError, ExportError
 from lic.codec.tiling import Padding, to_network
 from lic.export.graph_check import session

@@ -17,6 +17,22 @@ _NEEDS = {
 }
 
 
+def engine(bundle: Bundle, name: str = "auto", device: str = "cpu") -> str:
+    """Return the backend that a name stands for with this bundle: "onnx" or "torch".
+
+    "auto" is ONNX Runtime, but torch on a CUDA device and for bundles without graphs.
+
+    Raises:
+        ConfigError: no such backend.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
+    if name != "auto":
+        return name
+    torch_on_gpu = device.startswith("cuda") and find_spec("torch")
+    return "torch" if torch_on_gpu or not bundle.has_graphs else "onnx"
+
+
 def open_backend(
     bundle: Bundle,
     name: str = "auto",
@@ -25,20 +41,14 @@ def open_backend(
     threads: int = 0,
     precision: str = "float32",
 ) -> Backend:
-    """Load a bundle on an engine.
-
-    "auto" is ONNX Runtime, but torch on a CUDA device and for bundles without graphs.
+    """Load a bundle on an engine; see `engine` for "auto".
 
     Raises:
         ConfigError: no such backend or device, its package is not installed, or the bundle or the
             backend has nothing for what is asked.
         ModelMismatchError: the bundle was changed.
     """
-    if name not in BACKENDS:
-        raise ConfigError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
-    if name == "auto":
-        torch_on_gpu = device.startswith("cuda") and find_spec("torch")
-        name = "torch" if torch_on_gpu or not bundle.has_graphs else "onnx"
+    name = engine(bundle, name, device)
     packages, extra = _NEEDS[name]
     for package in packages:
         if find_spec(package) is None:
@@ -62,4 +72,4 @@ def open_backend(
     return open_ort_backend(bundle, device=device, threads=threads)
 
 
-__all__ = ["BACKENDS", "Backend", "BackendName", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "BackendName", "engine", "open_backend"]

@@ -4,7 +4,7 @@ Shapes: H W pixels, C channels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
@@ -13,20 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lic.codec.benchmark.datasets import find_pictures, read_plain
 from lic.codec.bundle import Bundle
 from lic.codec.container import Header, parse
-from lic.codec.errors import ImageError, NumericsError
-from lic.codec.image_io import (
-    READABLE_SUFFIXES,
-    Picture,
-    apply_metadata_policy,
-    read_picture,
-    upright,
-)
+from lic.codec.errors import NumericsError
+from lic.codec.image_io import Picture
 from lic.codec.metrics import bpp, ms_ssim, psnr
 from lic.codec.pipeline import Codec
 from lic.codec.results import Decoded, Encoded
 from lic.codec.tiling import places, tile_to_network, to_network
+
+__all__ = [
+    "ALLOWED_BYTES",
+    "Row",
+    "evaluate",
+    "find_pictures",
+    "installed_backends",
+    "read_plain",
+    "summarise",
+]
 
 Estimate = Callable[[NDArray[np.uint8], Header], float]
 # What a file may exceed its likelihood estimate by: headers and checksums, beyond half a percent.
@@ -63,32 +68,6 @@ class Row:
     pixel_gap: int
     encode: dict[str, dict[str, float]]
     decode: dict[str, dict[str, float]]
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """Return the pictures in a folder, or the one file; hidden files do not count.
-
-    Raises:
-        ImageError: there is none.
-    """
-    if folder.is_file():
-        return [folder]
-    found = sorted(
-        path
-        for path in folder.glob("*")
-        if path.suffix.lower() in READABLE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
-    if not found:
-        raise ImageError(f"{folder}: holds no pictures")
-    return found
-
-
-def read_plain(path: Path) -> Picture:
-    """Read a picture as every codec here can hold it: upright, without alpha and metadata."""
-    bare = apply_metadata_policy(read_picture(path), "none")
-    return replace(upright(bare), alpha=None)
 
 
 def installed_backends(bundle: Bundle) -> list[str]:

@@ -9,6 +9,7 @@ however often the measurement was interrupted. Times are in `SpeedResults`.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
@@ -50,7 +51,7 @@ class DatasetPicture:
     Attributes:
         name: path within the data set, with slashes.
         sha256: of its file.
-        width, height: of its pixels, upright.
+        width, height: of its pixels, upright; 0 where the picture cannot be read.
     """
 
     name: str
@@ -83,9 +84,11 @@ class Row:
         picture: its name.
         bytes: of the file.
         bpp: 8 bytes / (width height).
-        psnr: of RGB in dB, mean squared error over all three.
-        psnr_y: of luma as JPEG has it (BT.601, full range), in dB.
-        ms_ssim: of RGB; None for pictures that are too small for it.
+        psnr: of RGB in dB, mean squared error over all three; None for identical pictures, whose
+            PSNR is infinite: no cap stands in for it.
+        psnr_y: of luma as JPEG has it (BT.601, full range, not rounded), in dB; None as psnr.
+        ms_ssim: of RGB, 0 to 1; None for pictures that are too small for it. In dB it is
+            -10 log10(1 - ms_ssim), and of a mean likewise, as published curves have it.
         lpips: where it is installed.
         sha256: of the file.
         error: why there are no numbers; all of them are None then.
@@ -109,7 +112,9 @@ class Point:
     Attributes:
         setting: rate point or quality, as its command takes it.
         rows: by picture, in the data set's order; empty for published points.
-        mean: of the rows' numbers, by their names; what a row lacks, no mean has.
+        mean: of the rows' numbers, by their names. It is over all pictures of the data set that
+            can be read, or None where a row of them lacks the number: means over different
+            pictures do not compare.
     """
 
     setting: str
@@ -283,13 +288,31 @@ def _to_bytes(kind: Kind, results: Any) -> bytes:
     return (json.dumps(values, indent=1, allow_nan=False) + "\n").encode()
 
 
+def _finite(text: str) -> float:
+    """Return a number that JSON can hold, which 1e999, NaN and Infinity are not."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def from_plain(cls: type[T], values: Any, where: str) -> T:
+    """Return an object of one of the classes above from what `asdict` gave.
+
+    Raises:
+        ConfigError: a value of another type, a missing or an unknown one.
+    """
+    made: T = _build(cls, values, where)
+    return made
+
+
 def _parsed(data: bytes, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(data)
+        values = json.loads(data, parse_constant=_finite, parse_float=_finite)
         found = values["format"], values["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{where}: is not what lic bench writes ({error!r})") from None
-    if found != (FORMAT, VERSION):
+    if found != (FORMAT, VERSION) or type(found[1]) is not int:
         raise ConfigError(
             f"{where}: is {found[0]!r} version {found[1]!r}; expected {FORMAT!r} version {VERSION}"
         )
@@ -302,8 +325,7 @@ def _from_bytes(kind: Kind, cls: type[T], data: bytes, where: str) -> T:
     if values.get("kind") != kind:
         raise ConfigError(f"{where}: kind is {values.get('kind')!r}; expected {kind!r}")
     rest = {name: v for name, v in values.items() if name not in ("format", "version", "kind")}
-    made: T = _build(cls, rest, where)
-    return made
+    return from_plain(cls, rest, where)
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
@@ -322,7 +344,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return {k: _build(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin is Literal and value in arguments:
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < 2**1000:
         return float(value)
     plain = kind in (str, int, float, bool) and type(value) is kind
     if kind is Any or plain:

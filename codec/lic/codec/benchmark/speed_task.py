@@ -20,7 +20,7 @@ class Task:
         kind: a codec of lic, or a classic one.
         system: as in `SpeedRun`.
         setting: rate point or quality.
-        path: of the bundle; "" for a classic codec.
+        path: of the bundle; of a classic codec what --codec says, with its options.
         picture: its name.
         height, width: of it.
         batch: pictures that are coded at the same time.

@@ -134,9 +134,10 @@ class ClassicSubject:
     """A classic codec through Pillow."""
 
     def __init__(self, task: Task) -> None:
-        from lic.codec.benchmark.classic_speed import ClassicCodec
+        from lic.codec.benchmark.classic import parse_classic
 
-        self._codec = ClassicCodec(task.system, int(task.setting))
+        self._codec, self._setting = parse_classic(task.path, [task.setting]), task.setting
+        self._channels = 3
 
     def encode(self, source: Path, target: Path) -> Milliseconds:
         """Compress a PPM file."""
@@ -145,8 +146,9 @@ class ClassicSubject:
         stages = Stages()
         with stages.measure("read"):
             pixels = read_picture(source, max_pixels=0).pixels
+        self._channels = pixels.shape[2]
         with stages.measure("codec"):
-            data = self._codec.code(pixels)
+            data = self._codec.code(pixels, self._setting)
         with stages.measure("write"):
             target.write_bytes(data)
         return stages.milliseconds
@@ -159,7 +161,7 @@ class ClassicSubject:
         with stages.measure("read"):
             data = source.read_bytes()
         with stages.measure("codec"):
-            pixels = self._codec.decode(data)
+            pixels = self._codec.decode(data, self._channels)
         with stages.measure("write"):
             write_picture(Picture(pixels=pixels), target)
         return stages.milliseconds

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lic.codec.benchmark.evaluate import read_plain
+from lic.codec.benchmark.datasets import read_plain
 from lic.codec.bundle import Bundle
 from lic.codec.container import parse
 from lic.codec.errors import ConfigError, NumericsError
