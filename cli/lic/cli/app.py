@@ -84,6 +84,14 @@ def _export(context: typer.Context) -> None:
         later(context.args, prog_name="lic export")
 
 
+@app.command("bench", add_help_option=False, context_settings=_LATER)
+def _bench(context: typer.Context) -> None:
+    """Measure codecs, compare them, and show the results."""
+    from lic.cli.bench import app as later
+
+    later(context.args, prog_name="lic bench")
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code; every failure becomes a message."""
     arguments = sys.argv[1:] if arguments is None else arguments
