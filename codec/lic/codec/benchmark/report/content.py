@@ -207,7 +207,7 @@ def _labelled(sections: Iterable[Section]) -> list[Section]:
     found = list(sections)
     names = [section.label for section in found]
     counted = [
-        replace(s, label=f"{s.label}, {len(s.dataset.pictures)} pictures")
+        replace(s, label=f"{s.label}, {_counted(len(s.dataset.pictures))}")
         if names.count(s.label) > 1
         else s
         for s in found
@@ -217,6 +217,10 @@ def _labelled(sections: Iterable[Section]) -> list[Section]:
         replace(s, label=f"{s.label} ({i + 1})") if labels.count(s.label) > 1 else s
         for i, s in enumerate(counted)
     ]
+
+
+def _counted(pictures: int) -> str:
+    return f"{pictures} picture{'' if pictures == 1 else 's'}"
 
 
 def _check_chosen(sections: Sequence[Section], chosen: Sequence[str] | None) -> None:
