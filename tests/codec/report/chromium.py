@@ -62,11 +62,16 @@ def open_page(driver: "Chrome", page: Path, *, width: int = 1440, theme: str = "
     assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
 
 
+def log_of(driver: "Chrome", kind: str) -> list[dict[str, Any]]:
+    """Return what was logged since the last call, in the "browser" or for its "performance"."""
+    entries: list[dict[str, Any]] = driver.execute("getLog", {"type": kind})["value"]
+    return entries
+
+
 def requests(driver: "Chrome") -> list[str]:
     """Return the addresses that were asked for since the last call, without what was blocked."""
     found: dict[str, str] = {}
-    logged: list[dict[str, Any]] = driver.get_log("performance")
-    for entry in logged:
+    for entry in log_of(driver, "performance"):
         message = json.loads(entry["message"])["message"]
         values = message["params"]
         if message["method"] == "Network.requestWillBeSent":

@@ -18,7 +18,7 @@ from lic.codec.benchmark.report.page import make_page
 from lic.codec.benchmark.report.reconstruct import reconstruct
 from lic.codec.benchmark.report.views import make_views
 from lic.codec.benchmark.schema import SpeedRun
-from tests.codec.report.chromium import REQUIRED, chromium, missing, open_page, requests
+from tests.codec.report.chromium import REQUIRED, chromium, log_of, missing, open_page, requests
 from tests.codec.report.made import (
     NASTY,
     classic_curve,
@@ -72,7 +72,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, photo: NDArray[np.uint8]) -> 
 
 @pytest.fixture
 def opened(browser: "Chrome", page: Path) -> "Chrome":
-    browser.get_log("browser")
+    log_of(browser, "browser")
     requests(browser)
     open_page(browser, page)
     return browser
@@ -97,7 +97,7 @@ def column(driver: "Chrome", table: str, number: int) -> list[str]:
 def test_it_opens_in_silence_and_asks_nobody(opened: "Chrome", page: Path) -> None:
     for theme in ("light", "dark"):
         open_page(opened, page, theme=theme)
-    assert opened.get_log("browser") == []
+    assert log_of(opened, "browser") == []
     asked = [url for url in requests(opened) if not url.startswith(("data:", "blob:"))]
     assert set(asked) == {page.as_uri()}
     hidden = "[...document.querySelectorAll('main > section')].filter((s) => s.hidden).length"
@@ -111,7 +111,7 @@ def test_its_policy_stops_what_is_not_its_own(opened: "Chrome") -> None:
     assert run(opened, "window.injected ?? null") is None
     outside = [url for url in requests(opened) if url.startswith("https:")]
     assert outside == []
-    assert "Content Security Policy" in "".join(e["message"] for e in opened.get_log("browser"))
+    assert "Content Security Policy" in "".join(e["message"] for e in log_of(opened, "browser"))
 
 
 def test_names_are_shown_and_never_run(opened: "Chrome") -> None:

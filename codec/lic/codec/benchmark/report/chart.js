@@ -62,7 +62,7 @@ class Chart {
     this.tools = el("div", { class: "tools buttons" },
       button("−", "Zoom out", () => this.zoom(1.5)), button("+", "Zoom in", () => this.zoom(1 / 1.5)),
       button("Reset", "Show all again", () => this.reset()));
-    this.node = el("div", { class: "chart" }, this.tools, this.svg, this.tip, this.live);
+    this.node = el("div", { class: "chart" }, this.svg, this.tools, this.tip, this.live);
     host.append(this.node);
     this.listen();
     new ResizeObserver(() => this.draw()).observe(this.node);
@@ -155,8 +155,10 @@ class Chart {
     }
     nodes.push(svg("line", { class: "frame", x1: left, x2: right, y1: bottom, y2: bottom }),
       svg("text", { class: "axis-name", x: 8, y: 16 }, this.axes.y.name),
-      svg("text", { class: "axis-name", x: (left + right) / 2, y: height - 6, "text-anchor": "middle" },
-        this.axes.x.name));
+      // In narrow charts the buttons stand to the right of it.
+      svg("text", width < 560
+        ? { class: "axis-name", x: left, y: height - 6 }
+        : { class: "axis-name", x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, this.axes.x.name));
     return nodes;
   }
 

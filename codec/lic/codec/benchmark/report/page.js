@@ -49,14 +49,15 @@ function drawNav() {
   const links = new Map(there.map((section) =>
     [section, el("a", { href: `#${section.id}` }, section.querySelector("h2").textContent)]));
   byId("nav").replaceChildren(...[...links.values()].map((link) => el("li", {}, link)));
-  const seen = new Set();
-  const watcher = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) isIntersecting ? seen.add(target) : seen.delete(target);
-    const first = there.find((section) => seen.has(section));
+  const mark = () => {
+    const atEnd = innerHeight + scrollY >= document.documentElement.scrollHeight - 4;
+    const begun = there.filter((section) => section.getBoundingClientRect().top < innerHeight * 0.4);
+    const now = atEnd && scrollY > 0 ? there.at(-1) : begun.at(-1);
     for (const [section, link] of links)
-      section === first ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
-  }, { rootMargin: "-80px 0px -55% 0px" });
-  there.forEach((section) => watcher.observe(section));
+      section === now ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current");
+  };
+  addEventListener("scroll", mark, { passive: true });
+  mark();
 }
 
 /* Rate and distortion */

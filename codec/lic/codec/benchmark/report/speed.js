@@ -79,8 +79,8 @@ function drawSpeed(host, section) {
       fields.push(field("Size", choice(sizes().map((s) => [s, s]), now.size, (v) => { now.size = v; drawParts(); })));
     if (scatter) {
       const options = usable.map((m) => [m.key, m.name]);
-      fields.push(field("Across", choice(options, now.x, (v) => { now.x = v; drawScatter(); }, { id: "speed-x" })),
-        field("Up", choice(options, now.y, (v) => { now.y = v; drawScatter(); }, { id: "speed-y" })));
+      fields.push(field("Across", choice(options, now.x, (v) => { now.x = v; drawScatter(); }, { id: "speed-x" }), "grow"),
+        field("Up", choice(options, now.y, (v) => { now.y = v; drawScatter(); }, { id: "speed-y" }), "grow"));
     }
     bar.replaceChildren(...fields);
   }

@@ -84,9 +84,13 @@ function deltaMatrix(section, metric) {
   const systems = [...new Set(found.map((delta) => delta.system))];
   const tag = (system) => (kinds.get(system) === "published" && !system.includes("published")
     ? el("span", { class: "tag published" }, "published") : null);
-  const heads = section.anchors.map((name) => el("th", { scope: "col" }, name, tag(name)));
-  const rows = systems.map((system) => el("tr", {}, el("th", { scope: "row" }, system, tag(system)),
-    ...section.anchors.map((anchor) => deltaCell(
+  // Who published no such quality is named once, not refused in every cell.
+  const has = (name) => section.curves.some((c) => c.system === name && c.points[metric.key].length);
+  const anchors = section.anchors.filter(has);
+  const without = [...new Set([...section.anchors, ...systems])].filter((name) => !has(name));
+  const heads = anchors.map((name) => el("th", { scope: "col" }, name, tag(name)));
+  const rows = systems.filter(has).map((system) => el("tr", {}, el("th", { scope: "row" }, system, tag(system)),
+    ...anchors.map((anchor) => deltaCell(
       found.find((d) => d.system === system && d.anchor === anchor), metric, refusals))));
   const table = el("table", { class: "matrix" },
     captionOf(`${section.label}, ${metric.label}: rate of the row's system against the column's`),
@@ -94,7 +98,8 @@ function deltaMatrix(section, metric) {
   const key = el("p", { class: "key" },
     el("span", {}, "needs less", el("span", { class: "ramp" }), "needs more"),
     el("span", {}, "small: the quality that both reach, and its share of the narrower curve's"),
-    el("span", {}, `⚠ below ${Math.round(100 * report.littleOverlap)} %: says little`));
+    el("span", {}, `⚠ below ${Math.round(100 * report.littleOverlap)} %: says little`),
+    without.length ? el("span", {}, `no ${metric.label}: ${without.join(", ")}`) : null);
   const told = refusals.length
     ? el("div", {}, el("h3", {}, "Refused, and why"),
       el("ol", { class: "refusals" }, ...refusals.map((text) => el("li", {}, text))))
@@ -103,7 +108,7 @@ function deltaMatrix(section, metric) {
 }
 
 function deltaCell(delta, metric, refusals) {
-  if (!delta) return el("td", { class: "none" }, el("span", { "aria-label": "itself" }, "·"));
+  if (!delta) return el("td", { class: "none" }, el("span", { "aria-hidden": "true" }, "·"), el("span", { class: "unseen" }, "itself"));
   if (delta.refusal) {
     refusals.push(`${delta.system} against ${delta.anchor}: ${delta.refusal}.`);
     return el("td", { class: "none" }, "refused", el("sup", {}, String(refusals.length)));
