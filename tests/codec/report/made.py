@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic.codec.benchmark.classic import code, decode
+from lic.codec.benchmark.report.reconstruct import reconstruct
 from lic.codec.benchmark.schema import (
     Curve,
     Dataset,
@@ -24,6 +24,7 @@ from lic.codec.benchmark.schema import (
     SpeedRun,
     Times,
 )
+from lic.codec.image_io import Picture
 from lic.codec.metrics import ms_ssim, psnr
 
 # What a name can hold that HTML, JSON, attributes, LaTeX or Markdown might take for their own.
@@ -135,20 +136,20 @@ def classic_curve(
     system: str, qualities: Sequence[int], pictures: Sequence[tuple[str, NDArray[np.uint8]]]
 ) -> Curve:
     """Return what a classic codec really does to pictures."""
+    nothing = Curve(system=system, kind="classic", points=())
     points = []
     for quality in qualities:
         rows = []
         for name, pixels in pictures:
-            data = code(pixels, system.upper(), quality)
-            back = decode(data, 3)
+            found = reconstruct(nothing, str(quality), Picture(pixels=pixels))
             rows.append(
                 Row(
                     picture=name,
-                    bytes=len(data),
-                    bpp=8 * len(data) / (pixels.shape[0] * pixels.shape[1]),
-                    psnr=psnr(pixels, back),
-                    ms_ssim=ms_ssim(pixels, back),
-                    sha256=hashlib.sha256(data).hexdigest(),
+                    bytes=found.bytes,
+                    bpp=8 * found.bytes / (pixels.shape[0] * pixels.shape[1]),
+                    psnr=psnr(pixels, found.pixels),
+                    ms_ssim=ms_ssim(pixels, found.pixels),
+                    sha256=found.sha256,
                 )
             )
         mean = {key: fmean(getattr(row, key) for row in rows) for key in ("bpp", "psnr", "ms_ssim")}

@@ -56,6 +56,16 @@ def test_files_of_the_same_pictures_share_a_section() -> None:
     assert [number for number, _ in content.runs] == [3]
 
 
+def test_imported_curves_join_the_known_set_of_their_name() -> None:
+    imported = rd_results(curve("paper", kind="published"), name="kodak", known=False, pictures=())
+    content = gather({"i.json": imported, "rd.json": rd_results(curve("JPEG"))}, nothing)
+    (section,) = content.sections
+    assert section.dataset.known and section.anchors == ("JPEG", "paper")
+    assert [c.system for c in section.shown] == ["JPEG", "paper"]
+    (alone,) = gather({"i.json": imported}, nothing).sections
+    assert [metric.key for metric in alone.metrics] == ["psnr", "ms_ssim_db"]
+
+
 def test_delta_rates_say_how_much_of_the_narrower_curve_they_speak_for() -> None:
     (section,) = gathered().sections
     found = {(d.system, d.anchor): d for d in deltas(section, PSNR)}
@@ -85,8 +95,8 @@ def test_ms_ssim_in_decibels_is_that_of_the_mean() -> None:
 
 
 def test_published_curves_are_for_whole_known_sets(tmp_path: Path) -> None:
-    values = {"bpp": [0.4, 0.2], "psnr_db": [31, 29], "source": "a paper"}
-    (tmp_path / "kodak.json").write_text(json.dumps({"VTM": values}))
+    values = {"system": "VTM", "bpp": [0.4, 0.2], "psnr": [31, 29], "source": "a paper"}
+    (tmp_path / "kodak.json").write_text(json.dumps({"dataset": "Kodak", "curves": [values]}))
     known = rd_results(curve("JPEG")).dataset
     (found,) = published(known, tmp_path)
     assert (found.kind, found.source) == ("published", "a paper")
@@ -95,6 +105,6 @@ def test_published_curves_are_for_whole_known_sets(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert published(rd_results(known=False).dataset, tmp_path) == ()
     assert published(rd_results(name="Other").dataset, tmp_path) == ()
-    (tmp_path / "kodak.json").write_text('{"VTM": 1}')
+    (tmp_path / "kodak.json").write_text('{"dataset": 1}')
     with pytest.raises(ConfigError, match=r"kodak.json: is not a file of published curves"):
         published(known, tmp_path)

@@ -11,13 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic.codec.benchmark.classic import code, decode
 from lic.codec.benchmark.report import views
 from lic.codec.benchmark.report.content import Section, gather
 from lic.codec.benchmark.report.reconstruct import Reconstruction, reconstruct
 from lic.codec.benchmark.report.views import View, make_views
 from lic.codec.benchmark.schema import Curve
-from lic.codec.errors import ConfigError, ImageError
+from lic.codec.errors import ConfigError, ImageError, ModelMismatchError
 from lic.codec.image_io import Picture
 from lic.codec.library import DEFAULT_MODEL
 from lic.codec.pipeline import decompress, open_codec
@@ -29,6 +28,14 @@ Pixels = NDArray[np.uint8]
 def shown(uri: str) -> Pixels:
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def jpeg_of(pixels: Pixels, quality: int) -> Pixels:
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.save(buffer, "JPEG", quality=quality, optimize=True, subsampling="4:2:0")
+    with Image.open(buffer) as back:
+        return np.asarray(back)
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def test_what_is_shown_is_what_the_codec_gives(
     assert (view.width, view.height, view.crop) == (144, 96, None)
     jpeg, webp = view.versions
     assert (jpeg.system, jpeg.setting, jpeg.note) == ("JPEG", "50", "")
-    np.testing.assert_array_equal(shown(jpeg.uri), decode(code(photo, "JPEG", 50), 3))
+    np.testing.assert_array_equal(shown(jpeg.uri), jpeg_of(photo, 50))
     ratio = (jpeg.row.bpp or 0) / (webp.row.bpp or 1)
     assert 0.5 < ratio < 2 and webp.note == ""
 
@@ -107,5 +114,11 @@ def test_lic_codes_again_with_the_measured_model(photo: Pixels) -> None:
     data = open_codec(rate_point=1, backend="onnx").compress(picture).data
     assert (found.sha256, found.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
     np.testing.assert_array_equal(found.pixels, decompress(data).picture.pixels)
+    fingerprint = open_codec(rate_point=1).bundle.manifest.fingerprint
+    named = replace(curve, system="lite (onnx)")
+    known = replace(named, details={"backend": "onnx", "fingerprints": {"1": fingerprint}})
+    assert reconstruct(known, "1", picture).sha256 == found.sha256
+    with pytest.raises(ModelMismatchError, match=r"lite \(onnx\)"):
+        reconstruct(named, "1", picture)
     with pytest.raises(ConfigError, match="AVIF: found no codec"):
         reconstruct(replace(curve, system="AVIF", kind="classic"), "1", Picture(pixels=photo))

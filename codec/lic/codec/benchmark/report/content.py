@@ -100,8 +100,9 @@ class Section:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Those that a measured curve has."""
-        return tuple(m for m in METRICS if any(points_of(c, m) for c in self.measured))
+        """Those that a measured curve has; of any curve, where none was measured."""
+        curves = self.measured or self.curves
+        return tuple(m for m in METRICS if any(points_of(c, m) for c in curves))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,17 +171,31 @@ def gather(
 
 def _sections(files: Mapping[str, RdResults], anchors: Anchors) -> Iterable[Section]:
     """Yield a section for each set of pictures; files of the same pictures share theirs."""
-    by_pictures: dict[tuple[str, ...], list[tuple[str, RdResults]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[str, RdResults]]] = {}
     for name, results in files.items():
-        key = tuple(picture.sha256 for picture in results.dataset.pictures)
-        by_pictures.setdefault(key, []).append((name, results))
+        groups.setdefault(_key(results.dataset, files.values()), []).append((name, results))
     order = {"lic": 0, "classic": 1, "published": 2}
-    for group in by_pictures.values():
-        dataset = group[0][1].dataset
+    for group in groups.values():
+        dataset = next((r.dataset for _, r in group if r.dataset.pictures), group[0][1].dataset)
         measured = list(_distinct(group))
         curves = [*measured, *_told_apart(anchors(dataset), {c.system for c in measured})]
         curves.sort(key=lambda curve: order[curve.kind])
-        yield Section(label=dataset.name, dataset=dataset, curves=tuple(curves))
+        given = tuple(curve.system for curve in measured if curve.kind == "published")
+        # What a user imported is meant to be seen.
+        yield Section(label=dataset.name, dataset=dataset, curves=tuple(curves), anchors=given)
+
+
+def _key(dataset: Dataset, others: Iterable[RdResults]) -> tuple[str, ...]:
+    """Return what data sets of one section share: their pictures.
+
+    Imported results have none: they belong to the known set of that name, if it is there.
+    """
+    if dataset.pictures:
+        return tuple(picture.sha256 for picture in dataset.pictures)
+    name = dataset.name.casefold()
+    known = (r.dataset for r in others if r.dataset.known and r.dataset.name.casefold() == name)
+    found = next((each for each in known if each.pictures), None)
+    return (name,) if found is None else tuple(picture.sha256 for picture in found.pictures)
 
 
 def _distinct(group: Iterable[tuple[str, RdResults]]) -> Iterable[Curve]:
@@ -239,4 +254,5 @@ def _anchors(section: Section, chosen: Sequence[str] | None) -> tuple[str, ...]:
     if chosen is not None:
         return tuple(name for name in dict.fromkeys(chosen) if name in names)
     classic = [curve.system for curve in section.curves if curve.kind == "classic"]
-    return (*classic, *(name for name in USUAL_ANCHORS if name in names))
+    usual = [name for name in USUAL_ANCHORS if name in names]
+    return tuple(dict.fromkeys([*classic, *section.anchors, *usual]))

@@ -7,13 +7,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from lic.codec.benchmark import classic
 from lic.codec.benchmark.schema import Curve
 from lic.codec.container import parse
 from lic.codec.errors import ConfigError
 from lic.codec.image_io import Picture
-from lic.codec.library import select
+from lic.codec.library import for_fingerprint, select
 from lic.codec.pipeline import Codec
 
 
@@ -38,7 +39,15 @@ def reconstruct(curve: Curve, setting: str, picture: Picture) -> Reconstruction:
         LicError: its model is missing, or coding failed.
     """
     if curve.kind == "lic":
-        codec = _codec(curve.system, int(setting), str(curve.details.get("backend", "auto")))
+        codec = _codec(
+            str(curve.details.get("fingerprints", {}).get(setting, "")),
+            curve.system,
+            setting,
+            backend=str(curve.details.get("backend", "auto")),
+            device=str(curve.details.get("device", "cpu")),
+            threads=int(curve.details.get("threads", 0)),
+            precision=str(curve.details.get("precision", "float32")),
+        )
         data = codec.compress(picture).data
         pixels = codec.decompress(parse(data)).picture.pixels
     elif curve.system in _CLASSIC:
@@ -51,5 +60,11 @@ def reconstruct(curve: Curve, setting: str, picture: Picture) -> Reconstruction:
 
 
 @lru_cache(maxsize=2)
-def _codec(model: str, rate_point: int, backend: str) -> Codec:
-    return Codec(select(model, rate_point), backend=backend)
+def _codec(fingerprint: str, model: str, rate_point: str, **options: Any) -> Codec:
+    """Return the codec of a fingerprint; without one, that of the system's name.
+
+    Names of systems may tell more than the model's, such as the backend.
+    """
+    if fingerprint:
+        return Codec(for_fingerprint(bytes.fromhex(fingerprint)), **options)
+    return Codec(select(model, int(rate_point)), **options)

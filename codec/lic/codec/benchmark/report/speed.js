@@ -196,6 +196,8 @@ function speedTable(runs) {
         show: (r) => brief(r[way]?.mpx_per_s),
       })),
       { label: "Peak memory", number: true, value: (r) => r.peak_memory, show: (r) => bytesText(r.peak_memory) },
+      ...(good.some((r) => (r.peak_device_memory ?? null) !== null) ? [{ label: "On the GPU", number: true,
+        value: (r) => r.peak_device_memory ?? null, show: (r) => bytesText(r.peak_device_memory) }] : []),
       { label: "Cold start (ms)", number: true, value: (r) => r.cold_start, show: (r) => brief(r.cold_start) },
       { label: "File", number: true, value: (r) => r.bytes, show: (r) => bytesText(r.bytes) },
       { label: "kMAC/px (counted)", number: true, value: macs, show: (r) => brief(macs(r)) },
@@ -238,7 +240,7 @@ function failures(runs) {
     rows: runs, name: "failures",
     columns: [
       { label: "System", value: (r) => r.system, heading: true, show: systemCell, className: "system-cell" },
-      { label: "Size", value: (r) => (r.width ? sizeOf(r) : missing) },
+      { label: "Size", value: (r) => (r.width ? sizeOf(r) : missing), className: "size" },
       { label: "Reason", value: (r) => r.error ?? "nothing was timed", className: "failed" },
     ],
   }));
