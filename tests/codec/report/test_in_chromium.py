@@ -172,6 +172,21 @@ def test_points_tell_their_values_to_the_mouse_and_to_keys(opened: "Chrome") -> 
     assert live and "bits per pixel" in live
 
 
+def test_points_tell_their_values_to_a_finger(browser: "Chrome", page: Path) -> None:
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    open_page(browser, page, width=390)
+    mark = one(browser, "#rd-chart g[data-series=WebP] .mark")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
+    box = run(browser, "arguments[0].getBoundingClientRect().toJSON()", mark)
+    finger = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    for kind, points in (("touchStart", [finger]), ("touchEnd", [])):
+        event = {"type": kind, "touchPoints": points}
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", event)
+    tip = one(browser, "#rd-chart .tip")
+    assert tip.is_displayed() and "WebP" in tip.text
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
 def test_the_chart_zooms_to_a_box_and_back(opened: "Chrome") -> None:
     from selenium.webdriver import ActionChains
 

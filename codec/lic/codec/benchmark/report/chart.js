@@ -44,7 +44,7 @@ function tickText(value, ticks) {
 }
 
 class Chart {
-  /* Series: {name, look, line, points: [{x, y, r, lines: [[label, value]], name}]}. */
+  /* Series: {name, look, line, points: [{x, y, r, tag, lines: [[label, value]]}]}. */
   constructor(host, { label, wide = 0.5, least = 320, most = 540 }) {
     this.series = [];
     this.axes = null;
@@ -68,12 +68,12 @@ class Chart {
     new ResizeObserver(() => this.draw()).observe(this.node);
   }
 
-  /* home: what is seen before any zoom. */
+  /* Axes: {x: {name, log}, y: {name, log}, home: {x, y}, ends}; home is what is seen before any zoom,
+     ends says that curves are named where they end. */
   show(series, axes, { keep = false } = {}) {
-    const same = keep && this.axes && this.view;
     this.series = series.filter((s) => s.points.length);
     this.axes = axes;
-    if (!same) this.view = null;
+    if (!keep) this.view = null;
     this.at = null;
     this.tip.hidden = true;
     this.draw();
@@ -256,7 +256,10 @@ class Chart {
       start = null;
     });
     node.addEventListener("pointercancel", () => { start = null; this.draw(); });
-    node.addEventListener("pointerleave", () => { if (!start) this.point(null); });
+    // A finger leaves as soon as it is lifted; what it tapped stays until the next tap.
+    node.addEventListener("pointerleave", (event) => {
+      if (!start && event.pointerType === "mouse") this.point(null);
+    });
     node.addEventListener("dblclick", () => this.reset());
     node.addEventListener("wheel", (event) => {
       if (!event.ctrlKey && !event.metaKey) return;

@@ -100,7 +100,11 @@ class Viewer {
   async drawMap() {
     if (this.now.mode !== "difference") return;
     const { width, height } = this.now.view;
-    await Promise.all(this.images.map((image) => image.decode()));
+    try {
+      await Promise.all(this.images.map((image) => image.decode()));
+    } catch {
+      return; // Another picture was chosen meanwhile, and is drawn by whoever chose it.
+    }
     const read = (image) => {
       const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
       context.drawImage(image, 0, 0);
