@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check round-trips soak clean
+.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check report-check round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -50,6 +50,12 @@ benchmark-objectives: $(VENV)/.dev
 # make export-matrix PHOTOS=DIR: every model, part, size and precision as ONNX graphs, checked and timed.
 export-matrix: $(VENV)/.dev
 	$(BIN)/python -m tests.export.matrix $(PHOTOS) $(ARGUMENTS)
+
+# The page of lic bench report in a real browser: Debian's packages chromium and chromium-driver.
+report-check: $(VENV)/.dev
+	@for program in chromium chromedriver; do command -v $$program > /dev/null || \
+	    { echo "report-check: no $$program; apt-get install chromium chromium-driver"; exit 1; }; done
+	LIC_CHROMIUM_REQUIRED=1 $(BIN)/python -m pytest tests/codec/report
 
 benchmark-entropy: $(VENV)/.runtime
 	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400

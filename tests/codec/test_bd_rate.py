@@ -61,7 +61,7 @@ def test_back_and_forth_is_where_one_began() -> None:
     back = bd_rate(HYPERPRIOR, FACTORIZED)
     assert (1 + there.percent / 100) * (1 + back.percent / 100) == pytest.approx(1)
     assert (there.low, there.high) == (27.5815, 35.3809)
-    assert there.overlap == pytest.approx((35.3809 - 27.5815) / (36.7433 - 26.9088))
+    assert there.overlap == pytest.approx((35.3809 - 27.5815) / (35.3809 - 26.9088))
 
 
 def test_a_known_difference() -> None:
@@ -114,9 +114,10 @@ def test_every_method_gives_a_constant_shift_of_the_quality(method: Method) -> N
 
 def test_the_overlap_of_rates_is_in_logarithms() -> None:
     found = bd_quality(FACTORIZED, HYPERPRIOR)
-    assert [found.low, found.high] == pytest.approx([0.13129, 0.93883])
-    covered = math.log(0.93883 / 0.13129) / math.log(0.96698 / 0.12262)
-    assert found.overlap == pytest.approx(covered)
+    assert [found.low, found.high, found.overlap] == pytest.approx([0.13129, 0.93883, 1])
+    doubled = [(2 * rate, quality) for rate, quality in FACTORIZED]
+    whole = math.log(0.96698 / 0.12262)
+    assert bd_quality(FACTORIZED, doubled).overlap == pytest.approx(1 - math.log(2) / whole)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -2,7 +2,7 @@
 
 import typer
 
-from lic.cli import bench_compare, bench_rd, bench_speed
+from lic.cli import bench_compare, bench_rd, bench_report, bench_speed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,3 +23,4 @@ app.command("anchors")(bench_compare.anchors)
 app.command("import")(bench_compare.import_)
 app.command("export")(bench_compare.export)
 app.command("speed")(bench_speed.speed)
+app.command("report")(bench_report.report)

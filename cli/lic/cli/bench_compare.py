@@ -229,7 +229,7 @@ def _print(
         "from .. to bpp", "overlap", box=None, caption_justify="left",
         title=escape(f"{dataset}, {metric}, {method}"),
         caption="BD-rate below 0: the tested needs less; BD-quality above 0: it is better. "
-        "Overlap: share of the joint range that both cover.",
+        "Overlap: what both cover, of the narrower range.",
     )  # fmt: skip
     for each in found:
         rate, quality = each.rate, each.quality

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lic.codec.benchmark.schema import Curve, Point
+from lic.codec.benchmark.schema import Curve, Dataset, Point
 from lic.codec.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "anchors"
@@ -34,6 +34,15 @@ def published(dataset: str) -> tuple[Curve, ...]:
     raise ConfigError(
         f"there are no published curves of {dataset!r}; there are of {', '.join(_files())}"
     )
+
+
+def published_beside(dataset: Dataset) -> tuple[Curve, ...]:
+    """Return what was published for a measured set; nothing for one not known by checksum.
+
+    Published numbers are means over whole sets: beside a part of one they would mislead.
+    """
+    whole = dataset.known and dataset.name.casefold() in map(str.casefold, _files())
+    return published(dataset.name) if whole else ()
 
 
 def published_curve(dataset: str, system: str) -> Curve:

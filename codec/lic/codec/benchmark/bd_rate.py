@@ -37,7 +37,7 @@ class DeltaRate:
         percent: below zero where the tested codec needs less.
         low: least quality that both curves reach.
         high: greatest.
-        overlap: share of the curves' joint range of quality that both cover.
+        overlap: what both cover, as a share of the narrower curve's range of quality.
     """
 
     percent: float
@@ -54,7 +54,7 @@ class DeltaQuality:
         difference: in the unit of quality; above zero where the tested codec is better.
         low: least rate that both curves have.
         high: greatest.
-        overlap: share of the curves' joint range of log(rate) that both cover.
+        overlap: what both cover, as a share of the narrower curve's range of log(rate).
     """
 
     difference: float
@@ -113,7 +113,10 @@ def _curve(points: Points) -> tuple[_Array, _Array]:
 def _common(
     curves: Sequence[tuple[_Array, _Array]], what: str, told: Callable[[float], float]
 ) -> tuple[float, float, float]:
-    """Return from where to where both curves go, and its share of where one of them goes."""
+    """Return from where to where both curves go, and its share of the narrower one's range.
+
+    A learned codec that lies within the wide range of a classic one overlaps wholly.
+    """
     (low_a, high_a), (low_b, high_b) = ((float(x[0]), float(x[-1])) for x, _ in curves)
     low, high = max(low_a, low_b), min(high_a, high_b)
     if low >= high:
@@ -125,7 +128,7 @@ def _common(
             f"curves {first} and {second} have no {what} in common; expected an overlap: measure "
             "settings that reach the other's range"
         )
-    return low, high, (high - low) / (max(high_a, high_b) - min(low_a, low_b))
+    return low, high, (high - low) / min(high_a - low_a, high_b - low_b)
 
 
 def _mean(x: _Array, y: _Array, low: float, high: float, method: Method) -> float:

@@ -1,0 +1,258 @@
+"""What a report shows: files of results, joined by data set."""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+from lic.codec.benchmark.schema import (
+    Curve,
+    Dataset,
+    Machine,
+    Point,
+    RdResults,
+    Results,
+    SpeedRun,
+)
+from lic.codec.errors import ConfigError
+from lic.codec.metrics import ms_ssim_db
+
+# What was published for a data set; nothing for sets that are not the known ones.
+Anchors = Callable[[Dataset], Sequence[Curve]]
+# Published curves that are drawn unless others are named; the page offers all of them.
+USUAL_ANCHORS = (
+    "VVC VTM",
+    "HPCM-Base (MSE, published)",
+    "BPG 4:4:4 (x265)",
+    "AVIF/AV1",
+    "bmshj2018-factorized (CompressAI, MSE)",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A measure of quality.
+
+    Attributes:
+        key: of the page's data.
+        label, unit: for axes and tables.
+        digits: after the point.
+        falls: less is better.
+    """
+
+    key: str
+    label: str
+    unit: str = ""
+    digits: int = 2
+    falls: bool = False
+
+    @property
+    def axis(self) -> str:
+        """Name and unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def of(self, numbers: Mapping[str, float | None]) -> float | None:
+        """Return it from a mean or a row, None where it was not measured.
+
+        MS-SSIM in dB is that of the mean, as published tables have it, not a mean of dB.
+        """
+        if self.key != "ms_ssim_db":
+            return numbers.get(self.key)
+        found = numbers.get("ms_ssim")
+        decibels = None if found is None else ms_ssim_db(found)
+        return decibels if decibels is not None and math.isfinite(decibels) else None
+
+
+METRICS = (
+    Metric(key="psnr", label="PSNR", unit="dB"),
+    Metric(key="psnr_y", label="PSNR Y", unit="dB"),
+    Metric(key="ms_ssim_db", label="MS-SSIM", unit="dB"),
+    Metric(key="lpips", label="LPIPS", digits=4, falls=True),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A data set and everything known about it.
+
+    Attributes:
+        label: the data set's name, unique in a report.
+        dataset: its pictures.
+        curves: measured ones first, lic before others, then published ones.
+        anchors: systems that the others are compared with.
+    """
+
+    label: str
+    dataset: Dataset
+    curves: tuple[Curve, ...]
+    anchors: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> tuple[Curve, ...]:
+        """Curves that were not published elsewhere."""
+        return tuple(curve for curve in self.curves if curve.kind != "published")
+
+    @property
+    def shown(self) -> tuple[Curve, ...]:
+        """Measured curves, then published ones that were chosen, as they were chosen."""
+        published = {c.system: c for c in self.curves if c.kind == "published"}
+        return (*self.measured, *(published[name] for name in self.anchors if name in published))
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Those that a measured curve has; of any curve, where none was measured."""
+        curves = self.measured or self.curves
+        return tuple(m for m in METRICS if any(points_of(c, m) for c in curves))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file of results: what it is called, where it was measured, how to do it again."""
+
+    name: str
+    kind: str
+    command: str
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Everything of a report.
+
+    Attributes:
+        sections: by data set.
+        runs: of speed; each with the number of its source.
+        sources: files, in order.
+    """
+
+    sections: tuple[Section, ...]
+    runs: tuple[tuple[int, SpeedRun], ...]
+    sources: tuple[Source, ...]
+
+
+def points_of(curve: Curve, metric: Metric) -> list[tuple[Point, float, float]]:
+    """Return (point, bpp, quality) of the settings that have both, from few bits to many."""
+    found = [(point, point.mean.get("bpp"), metric.of(point.mean)) for point in curve.points]
+    return sorted(
+        ((p, rate, quality) for p, rate, quality in found if rate and quality is not None),
+        key=lambda each: each[1],
+    )
+
+
+def gather(
+    files: Mapping[str, Results], anchors: Anchors, chosen: Sequence[str] | None = None
+) -> Content:
+    """Join files of results, by their names.
+
+    Args:
+        files: what was read.
+        anchors: finds published curves.
+        chosen: systems to compare with; None takes classic codecs and the usual published ones.
+
+    Raises:
+        ConfigError: a chosen system is in no file, nor published for any of the data sets.
+    """
+    if not files:
+        raise ConfigError("no results; name files that lic bench rd or lic bench speed wrote")
+    sources, runs = [], []
+    for number, (name, results) in enumerate(files.items()):
+        kind = "rd" if isinstance(results, RdResults) else "speed"
+        sources.append(
+            Source(name=name, kind=kind, command=results.command, machine=results.machine)
+        )
+        if not isinstance(results, RdResults):
+            runs += [(number, run) for run in results.runs]
+    rd = {name: found for name, found in files.items() if isinstance(found, RdResults)}
+    sections = _labelled(_sections(rd, anchors))
+    _check_chosen(sections, chosen)
+    sections = [replace(s, anchors=_anchors(s, chosen)) for s in sections]
+    return Content(sections=tuple(sections), runs=tuple(runs), sources=tuple(sources))
+
+
+def _sections(files: Mapping[str, RdResults], anchors: Anchors) -> Iterable[Section]:
+    """Yield a section for each set of pictures; files of the same pictures share theirs."""
+    groups: dict[tuple[str, ...], list[tuple[str, RdResults]]] = {}
+    for name, results in files.items():
+        groups.setdefault(_key(results.dataset, files.values()), []).append((name, results))
+    order = {"lic": 0, "classic": 1, "published": 2}
+    for group in groups.values():
+        dataset = next((r.dataset for _, r in group if r.dataset.pictures), group[0][1].dataset)
+        measured = list(_distinct(group))
+        curves = [*measured, *_told_apart(anchors(dataset), {c.system for c in measured})]
+        curves.sort(key=lambda curve: order[curve.kind])
+        given = tuple(curve.system for curve in measured if curve.kind == "published")
+        # What a user imported is meant to be seen.
+        yield Section(label=dataset.name, dataset=dataset, curves=tuple(curves), anchors=given)
+
+
+def _key(dataset: Dataset, others: Iterable[RdResults]) -> tuple[str, ...]:
+    """Return what data sets of one section share: their pictures.
+
+    Imported results have none: they belong to the known set of that name, if it is there.
+    """
+    if dataset.pictures:
+        return tuple(picture.sha256 for picture in dataset.pictures)
+    name = dataset.name.casefold()
+    known = (r.dataset for r in others if r.dataset.known and r.dataset.name.casefold() == name)
+    found = next((each for each in known if each.pictures), None)
+    return (name,) if found is None else tuple(picture.sha256 for picture in found.pictures)
+
+
+def _distinct(group: Iterable[tuple[str, RdResults]]) -> Iterable[Curve]:
+    """Yield curves once; another of the same name also gets that of its file."""
+    seen: dict[str, Curve] = {}
+    for name, results in group:
+        for curve in results.curves:
+            if seen.get(curve.system) == curve:
+                continue
+            if curve.system in seen:
+                curve = replace(curve, system=f"{curve.system} ({PurePath(name).stem})")
+            seen[curve.system] = curve
+            yield curve
+
+
+def _told_apart(curves: Iterable[Curve], taken: Collection[str]) -> Iterable[Curve]:
+    """Yield published curves; one that is called as a measured one is says so in its name."""
+    for curve in curves:
+        clash = curve.system in taken
+        yield replace(curve, system=f"{curve.system} (published)") if clash else curve
+
+
+def _labelled(sections: Iterable[Section]) -> list[Section]:
+    found = list(sections)
+    names = [section.label for section in found]
+    counted = [
+        replace(s, label=f"{s.label}, {_counted(len(s.dataset.pictures))}")
+        if names.count(s.label) > 1
+        else s
+        for s in found
+    ]
+    labels = [section.label for section in counted]
+    return [
+        replace(s, label=f"{s.label} ({i + 1})") if labels.count(s.label) > 1 else s
+        for i, s in enumerate(counted)
+    ]
+
+
+def _counted(pictures: int) -> str:
+    return f"{pictures} picture{'' if pictures == 1 else 's'}"
+
+
+def _check_chosen(sections: Sequence[Section], chosen: Sequence[str] | None) -> None:
+    known = list(dict.fromkeys(c.system for section in sections for c in section.curves))
+    for name in chosen or ():
+        if name not in known:
+            raise ConfigError(
+                f"--anchor {name}: neither measured nor published for these pictures; there are "
+                f"{', '.join(known) or 'no curves'} (published curves are means over a whole known "
+                "set, so a part of one has none)"
+            )
+
+
+def _anchors(section: Section, chosen: Sequence[str] | None) -> tuple[str, ...]:
+    names = [curve.system for curve in section.curves]
+    if chosen is not None:
+        return tuple(name for name in dict.fromkeys(chosen) if name in names)
+    classic = [curve.system for curve in section.curves if curve.kind == "classic"]
+    usual = [name for name in USUAL_ANCHORS if name in names]
+    return tuple(dict.fromkeys([*classic, *section.anchors, *usual]))

@@ -1,0 +1,60 @@
+"""BD-rates of every system of a section against every anchor, or why there is none."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from lic.codec.benchmark.bd_rate import bd_rate
+from lic.codec.benchmark.report.content import Metric, Section, points_of
+from lic.codec.benchmark.schema import Curve
+from lic.codec.errors import ConfigError
+
+# Below this share of common quality a mean difference says little about the narrower curve.
+LITTLE_OVERLAP = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """A system against an anchor.
+
+    Attributes:
+        system, anchor: their names.
+        percent: more rate at equal quality; None where it was refused.
+        low, high: quality that both reach.
+        overlap: as `DeltaRate` has it.
+        refusal: why there is no number.
+    """
+
+    system: str
+    anchor: str
+    percent: float | None = None
+    low: float | None = None
+    high: float | None = None
+    overlap: float | None = None
+    refusal: str = ""
+
+
+def deltas(section: Section, metric: Metric) -> Iterator[Delta]:
+    """Yield row by row: shown systems, and for each the anchors, without itself."""
+    curves = {curve.system: curve for curve in section.curves}
+    for curve in section.shown:
+        for name in section.anchors:
+            if name != curve.system:
+                yield _delta(curve, curves[name], metric)
+
+
+def _delta(curve: Curve, anchor: Curve, metric: Metric) -> Delta:
+    sign = -1 if metric.falls else 1
+    tested, reference = (
+        [(rate, sign * quality) for _, rate, quality in points_of(each, metric)]
+        for each in (curve, anchor)
+    )
+    delta = Delta(system=curve.system, anchor=anchor.system)
+    for each, points in ((curve, tested), (anchor, reference)):
+        if not points:
+            return replace(delta, refusal=f"{each.system} has no {metric.label}")
+    try:
+        found = bd_rate(reference, tested)
+    except ConfigError as error:
+        return replace(delta, refusal=str(error))
+    low, high = sorted((sign * found.low, sign * found.high))
+    return replace(delta, percent=found.percent, low=low, high=high, overlap=found.overlap)

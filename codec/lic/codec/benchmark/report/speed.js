@@ -1,0 +1,247 @@
+"use strict";
+/* Times, memory and quality: a scatter, growth with size, and stages as stacked bars. */
+
+const DIRECTIONS = [["encode", "Encode"], ["decode", "Decode"]];
+const worked = (run) => !run.error && (run.encode || run.decode);
+
+function sizeOf(run) {
+  const size = `${run.width} × ${run.height}`;
+  return run.batch > 1 ? `${size}, batch of ${run.batch}` : size;
+}
+
+function engineOf(run) {
+  const device = run.provider || run.device;
+  const threads = run.threads ? plural(run.threads, "thread") : "threads: automatic";
+  return [run.backend, device, run.precision, threads].filter(Boolean);
+}
+
+/* What a run can be placed by: [key, name, value, digits, logarithmic]. Quality is the data set's
+   mean at the same setting, from the files of rates. */
+function measuresOf(section) {
+  const of = (key, name, value, log, text) => ({ key, name, value, log, text });
+  const found = [
+    of("decode", "Decode (Mpx/s)", (r) => r.decode?.mpx_per_s, true),
+    of("encode", "Encode (Mpx/s)", (r) => r.encode?.mpx_per_s, true),
+    of("memory", "Peak memory (MB)", (r) => (r.peak_memory === null ? null : r.peak_memory / 1e6), true),
+  ];
+  if (!section) return found;
+  const anchor = section.anchors[0];
+  for (const m of section.metrics)
+    found.push(of(`bd-${m.key}`, `BD-rate against ${anchor}, ${m.label} (%), less is better`, (run) =>
+      (run.system === anchor ? 0
+        : section.deltas[m.key].find((d) => d.system === run.system && d.anchor === anchor)?.percent), false));
+  const curve = (run) => section.curves.find((c) => c.system === run.system && c.kind !== "published");
+  for (const m of section.metrics)
+    found.push(of(m.key, `${m.axis} at this setting`, (run) =>
+      curve(run)?.points[m.key].find(([setting]) => setting === run.setting)?.[2], false));
+  found.push(of("bpp", "bpp at this setting", (run) => curve(run)?.means[run.setting]?.bpp, false));
+  return found;
+}
+
+function drawSpeed(host, section) {
+  const sources = [...new Set(report.runs.map((run) => run.source))];
+  const now = { source: sources[0], size: null, x: "decode", y: null };
+  const chosen = () => report.runs.filter((run) => run.source === now.source);
+  const sizes = () => [...new Set(chosen().filter(worked).map(sizeOf))];
+  const usual = () => {
+    // What most systems were timed on; of several such sizes, that of the pictures, or the middle one.
+    const often = (size) => chosen().filter((run) => worked(run) && sizeOf(run) === size).length;
+    const most = Math.max(0, ...sizes().map(often));
+    const common = sizes().filter((size) => often(size) === most);
+    const photo = section?.pictures[0];
+    return common.find((size) => photo && size === sizeOf({ ...photo, batch: 1 })) ??
+      common[Math.floor((common.length - 1) / 2)] ?? "";
+  };
+  const bar = el("div", { class: "bar" });
+  const scatterHost = el("div");
+  const tableHost = el("div");
+  const growthHost = el("div");
+  const measures = measuresOf(section);
+  const there = (m) => report.runs.some((run) => worked(run) && (m.value(run) ?? null) !== null);
+  const usable = measures.filter(there);
+  now.size = usual();
+  now.y = (usable.find((m) => m.key.startsWith("bd-")) ?? usable.find((m) => m.key === "psnr") ??
+    usable.find((m) => m.key === "memory") ?? usable[0])?.key;
+  host.replaceChildren(bar, el("div", { class: "two" }, scatterHost, growthHost), tableHost);
+  const told = section ? ` Rates and qualities are means over ${section.label}.` : "";
+  const scatter = usable.length > 1
+    ? new Chart(scatterHost, { label: "Speed, memory and quality of systems", wide: 0.72, least: 330, most: 430 })
+    : null;
+
+  if (scatter) scatterHost.append(el("p", { class: "key" }, `Area: peak memory.${told}`));
+
+  function drawBar() {
+    const fields = [];
+    if (sources.length > 1)
+      fields.push(field("Measured in", choice(sources.map((i) => [String(i), report.sources[i].name]),
+        String(now.source), (value) => { now.source = Number(value); now.size = usual(); draw(); })));
+    if (sizes().length > 1)
+      fields.push(field("Size", choice(sizes().map((s) => [s, s]), now.size, (v) => { now.size = v; drawParts(); })));
+    if (scatter) {
+      const options = usable.map((m) => [m.key, m.name]);
+      fields.push(field("Across", choice(options, now.x, (v) => { now.x = v; drawScatter(); }, { id: "speed-x" }), "grow"),
+        field("Up", choice(options, now.y, (v) => { now.y = v; drawScatter(); }, { id: "speed-y" }), "grow"));
+    }
+    bar.replaceChildren(...fields);
+  }
+
+  function drawScatter() {
+    if (!scatter) return;
+    const [x, y] = [now.x, now.y].map((key) => usable.find((m) => m.key === key) ?? usable[0]);
+    const runs = chosen().filter((run) => worked(run) && sizeOf(run) === now.size);
+    scatter.show(scatterSeries(runs, x, y), scatterAxes(runs, x, y));
+  }
+
+  function drawParts() {
+    drawScatter();
+    const runs = chosen().filter((run) => !worked(run) || sizeOf(run) === now.size);
+    tableHost.replaceChildren(...speedTable(runs));
+  }
+
+  function draw() {
+    drawBar();
+    drawParts();
+    drawGrowth(growthHost, chosen());
+  }
+
+  draw();
+  return { redraw: draw };
+}
+
+function scatterSeries(runs, x, y) {
+  const most = Math.max(...runs.map((run) => run.peak_memory ?? 0), 1);
+  // One name a system: its other dots have the same mark, and tell the rest when pointed at.
+  const named = (run) => runs.find((other) => other.system === run.system) === run;
+  return runs.filter((run) => [x, y].every((m) => (m.value(run) ?? null) !== null)).map((run) => ({
+    name: run.system, look: looks.get(run.system), line: false,
+    points: [{
+      x: x.value(run), y: y.value(run),
+      r: run.peak_memory === null ? 5 : 15 * Math.sqrt(run.peak_memory / most),
+      tag: named(run) ? shortened(run.system, 24) : null,
+      lines: [["setting", run.setting], ["engine", engineOf(run).join(", ")], [x.name, brief(x.value(run))],
+        [y.name, brief(y.value(run))],
+        ["peak memory", run.peak_memory === null ? "not measured" : bytesText(run.peak_memory)]],
+    }],
+  }));
+}
+
+function scatterAxes(runs, x, y) {
+  const values = (m) => runs.map(m.value).filter((v) => v !== null && v !== undefined);
+  const range = (m, share) => (values(m).length ? padded(values(m), m.log, share) : [1, 2]);
+  const home = { x: range(x, 0.25), y: range(y, 0.18) };
+  // Names stand to the right of their dots.
+  if (x.log) home.x[1] *= (home.x[1] / home.x[0]) ** 0.45;
+  else home.x[1] += (home.x[1] - home.x[0]) * 0.45;
+  return { x: { name: x.name, log: x.log }, y: { name: y.name, log: y.log }, home };
+}
+
+/* How cost grows with the size of pictures, where several sizes were measured. */
+function drawGrowth(host, runs) {
+  host.replaceChildren();
+  const byEngine = new Map();
+  for (const run of runs.filter((r) => worked(r) && r.batch === 1)) {
+    const key = [run.system, run.setting, ...engineOf(run)].join(" · ");
+    byEngine.set(key, [...(byEngine.get(key) ?? []), run]);
+  }
+  const grown = [...byEngine].filter(([, list]) => new Set(list.map(sizeOf)).size > 1);
+  host.hidden = !grown.length;
+  if (!grown.length) return;
+  const chart = new Chart(host, { label: "Time by size of picture", wide: 0.72, least: 330, most: 430 });
+  const area = (run) => (run.width * run.height) / 1e6;
+  const series = grown.flatMap(([, list]) => DIRECTIONS.filter(([way]) => list.every((r) => r[way])).map(([way]) => ({
+    name: `${list[0].system} ${list[0].setting}, ${way}`, line: true,
+    look: { ...looks.get(list[0].system), dash: way === "decode" ? "2 4" : null, published: false },
+    points: [...list].sort((a, b) => area(a) - area(b)).map((run) => ({
+      x: area(run), y: run[way].wall.median,
+      lines: [["engine", engineOf(run).join(", ")], ["size", sizeOf(run)],
+        ["median", `${brief(run[way].wall.median)} ms`],
+        ["a megapixel", `${brief(run[way].wall.median / area(run))} ms`]],
+    })),
+  })));
+  const all = series.flatMap((s) => s.points);
+  chart.show(series, {
+    x: { name: "Megapixels", log: true }, y: { name: "Milliseconds", log: true },
+    home: { x: padded(all.map((p) => p.x), true, 0.06), y: padded(all.map((p) => p.y), true, 0.06) },
+  });
+  const names = [...new Set(grown.map(([, list]) => list[0].system))];
+  host.append(el("ul", { class: "swatches" }, ...names.map((name) => el("li", {}, sampleOf(looks.get(name)), name)),
+    el("li", {}, "solid: encode, dotted: decode")));
+}
+
+/* Stages as bars on one scale for both directions, numbers beside them. */
+function speedTable(runs) {
+  const good = runs.filter(worked);
+  const failed = runs.filter((run) => !worked(run));
+  const stages = [...new Set(good.flatMap((run) => DIRECTIONS.flatMap(([way]) => Object.keys(run[way]?.stages ?? {}))))];
+  const colour = (stage) => {
+    const i = stages.indexOf(stage);
+    const plain = i < 0 ? "var(--line)" : `var(--s${(i % 9) + 1})`;
+    return i < 9 ? plain : `repeating-linear-gradient(45deg,${plain} 0 3px,var(--panel) 3px 5px)`;
+  };
+  const most = Math.max(...good.flatMap((run) => DIRECTIONS.map(([way]) => run[way]?.wall.median ?? 0)), 1e-9);
+  const swatches = el("ul", { class: "swatches" }, ...stages.map((stage) =>
+    el("li", {}, el("i", { style: `background:${colour(stage)}` }), stage)),
+  el("li", {}, el("i", { style: `background:${colour(null)}` }), "in no stage"));
+  const table = sortable({
+    caption: "Medians in milliseconds; p95: 95 of 100 runs take less. Bars share one scale.",
+    rows: good, name: "runs", sort: 2,
+    columns: [
+      { label: "System", value: (r) => r.system, heading: true, className: "system-cell", show: systemCell },
+      ...DIRECTIONS.map(([way, name]) => ({
+        label: `${name} (ms)`, value: (r) => r[way]?.wall.median ?? null, className: "stack-cell", number: false,
+        show: (r) => stackCell(r[way], most, colour),
+      })),
+      ...DIRECTIONS.map(([way, name]) => ({
+        label: `${name} Mpx/s`, number: true, value: (r) => r[way]?.mpx_per_s ?? null,
+        show: (r) => brief(r[way]?.mpx_per_s),
+      })),
+      { label: "Peak memory", number: true, value: (r) => r.peak_memory, show: (r) => bytesText(r.peak_memory) },
+      ...(good.some((r) => (r.peak_device_memory ?? null) !== null) ? [{ label: "On the GPU", number: true,
+        value: (r) => r.peak_device_memory ?? null, show: (r) => bytesText(r.peak_device_memory) }] : []),
+      { label: "Cold start (ms)", number: true, value: (r) => r.cold_start, show: (r) => brief(r.cold_start) },
+      { label: "File", number: true, value: (r) => r.bytes, show: (r) => bytesText(r.bytes) },
+      { label: "kMAC/px (counted)", number: true, value: macs, show: (r) => brief(macs(r)) },
+      { label: "Parameters", number: true, value: (r) => r.parameters, show: (r) => count(r.parameters) },
+      ...(good.some((r) => DIRECTIONS.some(([way]) => (r[way]?.energy ?? null) !== null))
+        ? DIRECTIONS.map(([way, name]) => ({ label: `${name} (J)`, number: true,
+          value: (r) => r[way]?.energy ?? null, show: (r) => brief(r[way]?.energy) })) : []),
+    ],
+  });
+  return [el("h3", {}, "Where the time goes"), swatches, good.length ? table : "", failed.length ? failures(failed) : ""];
+}
+
+function macs(run) {
+  const parts = Object.values(run.kmac_per_pixel);
+  return parts.length ? parts.reduce((a, b) => a + b) : null;
+}
+
+function systemCell(run) {
+  return el("div", {}, run.system, el("small", {}, [`setting ${run.setting}`, ...engineOf(run)].join(" · ")),
+    ...run.fallbacks.map((text) => el("small", { class: "failed" }, `elsewhere: ${text}`)));
+}
+
+function stackCell(times, most, colour) {
+  if (!times) return missing;
+  const parts = Object.entries(times.stages).map(([stage, t]) => [stage, t.median]);
+  const rest = times.wall.median - parts.reduce((sum, [, ms]) => sum + ms, 0);
+  if (rest > 0.005 * times.wall.median) parts.push([null, rest]);
+  const told = parts.map(([stage, ms]) => `${stage ?? "in no stage"} ${brief(ms)} ms`);
+  const total = Math.max(times.wall.median, times.wall.median - rest);
+  return el("div", {},
+    el("b", {}, brief(times.wall.median)), " ",
+    el("span", { class: "small" }, `p95 ${brief(times.wall.p95)} · CPU ${brief(times.cpu.median)}`),
+    el("div", { class: "stack", role: "img", "aria-label": told.join(", "), style: `width:${(100 * total) / most}%` },
+      ...parts.map(([stage, ms], i) =>
+        el("i", { style: `flex:${ms} 0 0;background:${colour(stage)}`, title: told[i] }))));
+}
+
+function failures(runs) {
+  return el("div", {}, el("h3", {}, "Not measured, and why"), sortable({
+    rows: runs, name: "failures",
+    columns: [
+      { label: "System", value: (r) => r.system, heading: true, show: systemCell, className: "system-cell" },
+      { label: "Size", value: (r) => (r.width ? sizeOf(r) : missing), className: "size" },
+      { label: "Reason", value: (r) => r.error ?? "nothing was timed", className: "failed" },
+    ],
+  }));
+}
