@@ -65,7 +65,9 @@ print(*(w.replace("onnxruntime", gpu) for w in wanted), sep="\n")' >/requirement
 COPY . .
 RUN /pip/bin/pip --python /opt/lic/bin/python install --no-compile --no-deps .
 RUN /opt/lic/bin/python -B -c 'from lic.codec.entropy import kernel_name; kernel_name("c")'
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash /opt/lic/lib
+# One of torch's own tests is for newer Pythons only.
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash -x /torch/testing/_internal/ \
+        /opt/lic/lib
 
 
 # What both targets are, apart from what is installed.
@@ -99,3 +101,8 @@ COPY --from=build-runtime /opt/lic /opt/lic
 
 FROM final AS cuda
 COPY --from=build-cuda /opt/lic /opt/lic
+USER root
+# torch finds NVIDIA's libraries among Python's packages, ONNX Runtime only where the linker looks.
+RUN find /opt/lic/lib -type d -path '*/nvidia/*/lib' >/etc/ld.so.conf.d/nvidia.conf && ldconfig
+USER 65532:65532
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
