@@ -103,6 +103,6 @@ FROM final AS cuda
 COPY --from=build-cuda /opt/lic /opt/lic
 USER root
 # torch finds NVIDIA's libraries among Python's packages, ONNX Runtime only where the linker looks.
-RUN find /opt/lic/lib -type d -path '*/nvidia/*/lib' >/etc/ld.so.conf.d/nvidia.conf && ldconfig
+RUN find /opt/lic/lib -type d -path '*/nvidia/*/lib' >/etc/ld.so.conf.d/nvidia.conf && /sbin/ldconfig
 USER 65532:65532
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -173,9 +173,10 @@ def prove_cuda(box: Container) -> None:
     """See that whatever ONNX Runtime wants for a GPU can be loaded; running it takes a GPU."""
     provider = "/opt/lic/lib/python3*/site-packages/onnxruntime/capi/*_providers_cuda.so"
     wanted = box.run(["sh", "-c", f"ldd {provider}"]).splitlines()
-    missing = [line.strip() for line in wanted if "not found" in line]
+    # The driver's library comes from the machine that has the GPU.
+    missing = [x.strip() for x in wanted if "not found" in x and "libcuda.so" not in x]
     expect(bool(wanted) and not missing, f"the CUDA provider misses {', '.join(missing)}")
-    say(f"the CUDA provider finds all of its {len(wanted)} libraries")
+    say(f"the CUDA provider finds its {len(wanted)} libraries, apart from the driver's")
 
 
 def make_photo(path: Path, *, small: bool) -> None:
