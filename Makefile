@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check report-check round-trips soak clean
+.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda report-check round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -82,6 +82,18 @@ TOOLKITS ?= vela qnn
 npu-check: $(VENV)/.dev
 	sh tests/npu/setup.sh $(TOOLKITS)
 	$(BIN)/python -m tests.npu.check runs/npu
+
+# The image of the Dockerfile, made from nothing but Debian's archive and the package index, and what
+# the README says of it: as root, with Debian's buildah and debootstrap; minutes, about 2 GB. For
+# arm64 elsewhere also qemu-user-static and binfmt-support, twenty minutes. CUDA takes 25 GB.
+image: $(VENV)/.runtime
+	$(BIN)/python -m tests.images.prove
+
+image-arm64: $(VENV)/.runtime
+	$(BIN)/python -m tests.images.prove --arch arm64
+
+image-cuda: $(VENV)/.runtime
+	$(BIN)/python -m tests.images.prove --target cuda --arch amd64
 
 # Every size of HPCM at every awkward size of picture; minutes, so not part of the tests.
 round-trips: $(VENV)/.dev

@@ -29,6 +29,7 @@ CODEC_LAYERS = (
     ("bundle", "backends", "library"),
     ("pipeline",),
     ("pillow_plugin", "benchmark", "inspection"),
+    ("self_test",),
 )
 TRAINERS_LAYERS = (
     ("sections",),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -42,7 +42,9 @@ def info(
 
 
 def verify(
-    files: Files,
+    files: Annotated[
+        list[str] | None, typer.Argument(help=".lic files; - is stdin.", show_default=False)
+    ] = None,
     model: options.ModelName = None,
     backend: options.BackendOption = "auto",
     device: options.Device = "cpu",
@@ -51,18 +53,38 @@ def verify(
     structure: Annotated[
         bool, typer.Option("--structure", help="Checksums only; needs no model.")
     ] = False,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test",
+            help="No files: code a small picture with the embedded models on every backend, and "
+            "decode it again.",
+        ),
+    ] = False,
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     as_json: options.AsJson = False,
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
 ) -> None:
-    """Check .lic files: every checksum, and that they decode to the encoder's symbols."""
+    """Check .lic files: every checksum, and that they decode to the encoder's symbols.
+
+    With --self-test it is this installation that is checked.
+    """
     from lic.cli.decompress import decoder
 
     out = Output(-1 if quiet else verbose, as_json)
     engine: dict[str, Any] = {
         "backend": backend, "device": device, "threads": threads, "precision": precision
     }  # fmt: skip
+    if self_test:
+        if files or structure or model:
+            raise ConfigError(
+                "--self-test is of this installation and its embedded models; leave out files, "
+                "--structure and --model"
+            )
+        _test_installation(out, engine)
+    if not files:
+        raise ConfigError("found no files; name .lic files or - (stdin), or take --self-test")
     if not structure:
         note_precision(out, precision, device)
     decode = decoder(model, max_pixels=max_pixels, **engine)
@@ -76,6 +98,41 @@ def verify(
         out.result({"input": job.name, "ok": True}, f"{job.name}: ok")
 
     _each(files, out, check)
+
+
+def _test_installation(out: Output, engine: dict[str, Any]) -> NoReturn:
+    """Tell how every model does on every backend.
+
+    Raises:
+        Exit: always, with the code of what failed; with 8 where that is of several kinds.
+    """
+    from lic.codec.self_test import Failed, run
+
+    backend = engine.pop("backend")
+    codes = set()
+    for done in run([] if backend == "auto" else [backend], **engine):
+        subject = f"{done.model}, {done.backend}"
+        values = {"model": done.model, "backend": done.backend}
+        if isinstance(done, Failed):
+            codes.add(exit_code(done.error))
+            if out.as_json:
+                failure = {"error": message(done.error), "exit_code": int(exit_code(done.error))}
+                out.result({**values, **failure}, "")
+            out.error(done.error, subject)
+            continue
+        for note in done.notes:
+            out.note(f"{subject}: {note}")
+        kernel = {"c": "C kernel", "python": "Python coder"}[done.kernel]
+        out.result(
+            {
+                **values, "ok": True, "device": done.device, "kernel": done.kernel,
+                "bytes": done.size, "psnr": round(done.psnr, 3), "seconds": round(done.seconds, 3),
+                "notes": list(done.notes),
+            },
+            f"{subject} on {done.device}: ok, {done.size} bytes, {done.psnr:.2f} dB, {kernel}, "
+            f"{done.seconds:.2f} s",
+        )  # fmt: skip
+    raise typer.Exit(int(Exit.BATCH if len(codes) > 1 else max(codes, default=Exit.OK)))
 
 
 def _each(files: list[str], out: Output, act: Callable[[batch.Job], None]) -> None:
