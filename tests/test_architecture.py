@@ -188,6 +188,19 @@ def test_importing_the_codec_loads_nothing_slow() -> None:
     assert [m for m in SLOW if m in _loaded_after("import lic.codec")] == []
 
 
+def test_coding_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    """ONNX Runtime would: an identity of the machine, and a database of what to report."""
+    photo = ROOT / "samples" / "kodim23.png"
+    code = (
+        "import sys; from lic.cli.app import run; "
+        f"sys.exit(run(['compress', {str(photo)!r}, '--dry-run', '--backend', 'onnx']))"
+    )
+    kept = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY",)}
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], env={**kept, **home}, check=True)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_picture_goes_there_and_back_with_torch_blocked(tmp_path: Path) -> None:
     photo = ROOT / "samples" / "kodim23.png"
     lic, png = tmp_path / "a.lic", tmp_path / "a.png"

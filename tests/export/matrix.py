@@ -103,7 +103,8 @@ def cells(name: str, model: Model, options: argparse.Namespace) -> Iterator[str]
     """Yield the lines of a model's single graphs."""
     side = max(options.side, model.stride)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = functools.cache(lambda: float_bundle(name, model, Path(folder) / "float"))
+        # What int8 is made from, without the many graphs of models that cannot become it.
+        bundle = functools.cache(lambda: float_bundle(name, model, Path(folder), graphs=False))
         for part in PARTS:
             for size in (None, (side, side)):
                 for precision in PRECISIONS:
@@ -139,10 +140,10 @@ def cell(
     return f"{agreement.error:.1e} | {flips} | {size} | {times} |"
 
 
-def float_bundle(name: str, model: Model, target: Path) -> Bundle:
-    """Return a bundle, with graphs."""
+def float_bundle(name: str, model: Model, folder: Path, *, graphs: bool = True) -> Bundle:
+    """Return a bundle."""
     description = Description(name=name, rate_point=3, lmbda=0.0067)
-    return make_bundle(model, target, description, graphs=True)
+    return make_bundle(model, folder / "float", description, graphs=graphs)
 
 
 def bundle_cells(name: str, model: Model, options: argparse.Namespace) -> Iterator[str]:
@@ -151,7 +152,7 @@ def bundle_cells(name: str, model: Model, options: argparse.Namespace) -> Iterat
     shot = read_plain(SAMPLE)
     picture = replace(shot, pixels=np.ascontiguousarray(shot.pixels[:side, :side]))
     with tempfile.TemporaryDirectory() as folder:
-        floating = float_bundle(name, model, Path(folder) / "float")
+        floating = float_bundle(name, model, Path(folder))
         make: dict[str, Callable[[], Bundle]] = {
             "float32": lambda: floating,
             "float16": lambda: half_bundle(floating, Path(folder) / "half"),

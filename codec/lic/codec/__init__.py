@@ -10,8 +10,13 @@ Every name is imported when it is first used, so that a command that reads a hea
 for numpy, and nothing waits for torch or ONNX Runtime before a codec is opened.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# From 1.29, ONNX Runtime on Linux keeps an identity of the machine in the user's cache and reports
+# to its maker unless this is set before it is imported. Who wants that sets 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from lic.codec.container import Header as Header
