@@ -177,16 +177,21 @@ def test_equalised_channels_compute_the_same(form: str) -> None:
     assert gap < 1e-5
 
 
-def test_equal_biases_are_not_one(graphs: Graphs) -> None:
+@pytest.mark.parametrize("shared", [["bias"], ["weight", "bias"]])
+def test_equal_parameters_are_not_one(graphs: Graphs, shared: list[str]) -> None:
     """The exporter stores equal tensors once; a change of one must not reach the other."""
-    shared = onnx.ModelProto()
-    shared.CopyFrom(graphs[ENCODER])
-    for node in shared.graph.node:
-        if node.op_type == "Conv" and node.input[2] == "g_a.4.bias":
-            node.input[2] = "g_a.2.bias"
+    graph = onnx.ModelProto()
+    graph.CopyFrom(graphs[ENCODER])
+    for node in graph.graph.node:
+        for place, name in enumerate(node.input):
+            layer, _, kind = name.rpartition(".")
+            if layer == "g_a.4" and kind in shared:
+                node.input[place] = f"g_a.2.{kind}"
     x = sample_picture()
-    made = run(session(quantise_graph(shared, [x], keep_float=["g_a.6"])), x)
-    assert np.mean(made != run(session(shared), x)) < 0.2
+    made = quantise_graph(graph, [x], keep_float=["g_a.6"])
+    assert len([n for n in made.graph.node if n.op_type == "Conv"]) == 4
+    assert len([i for i in made.graph.initializer if i.name.endswith("weight.integers")]) == 3
+    assert np.mean(run(session(made), x) != run(session(graph), x)) < 0.2
 
 
 @pytest.mark.parametrize("activation", ["gdn", "gdnish"])

@@ -26,7 +26,7 @@ from onnx import helper, numpy_helper
 from lic.codec.errors import ExportError
 from lic.export.calibration import observe
 from lic.export.int8_plan import Plan, bias_of, store_bias
-from lic.export.qdq import PICTURE, SYMBOLS, Levels, Wiring, channel_axis
+from lic.export.qdq import CONVOLUTIONS, PICTURE, SYMBOLS, Levels, Wiring, channel_axis
 
 Inputs = Sequence[NDArray[Any]]
 # Symbols of other pictures may be larger than those of the calibration.
@@ -46,7 +46,7 @@ def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] 
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(graph)
-    _separate_biases(copied)
+    _separate_parameters(copied)
     wiring = Wiring(copied)
     names = list(wiring.convolutions())
     unknown = set(keep_float) - set(names)
@@ -87,20 +87,24 @@ def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] 
     return Plan(graph=copied, layers=layers, fixed=fixed, left=left)
 
 
-def _separate_biases(graph: onnx.ModelProto) -> None:
-    """Give every convolution a bias of its own: the exporter stores equal ones once.
-
-    Raises:
-        ExportError: convolutions share their weights.
-    """
-    wiring = Wiring(graph)
-    for name, node in wiring.convolutions().items():
-        if len(wiring.consumers[node.input[1]]) > 1:
-            raise ExportError(f"{name}: its weights serve several convolutions")
-        if len(node.input) > 2 and len(wiring.consumers[node.input[2]]) > 1:
-            own = numpy_helper.from_array(wiring.value(node.input[2]), f"{name}.own_bias")
-            graph.graph.initializer.append(own)
-            node.input[2] = own.name
+def _separate_parameters(graph: onnx.ModelProto) -> None:
+    """Give every convolution weights and biases of its own: the exporter stores equal ones once."""
+    held = {i.name: i for i in graph.graph.initializer}
+    taken: set[str] = set()
+    for node in graph.graph.node:
+        if node.op_type not in CONVOLUTIONS:
+            continue
+        for place, name in enumerate(node.input):
+            if place == 0 or name not in held:
+                continue
+            if name in taken:
+                own = onnx.TensorProto()
+                own.CopyFrom(held[name])
+                stem, dot, last = name.rpartition(".")
+                own.name = f"{stem}{dot}own{len(taken)}.{last}"
+                graph.graph.initializer.append(own)
+                node.input[place] = name = own.name
+            taken.add(name)
 
 
 def _largest(value: NDArray[Any]) -> float:
