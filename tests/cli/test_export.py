@@ -72,6 +72,7 @@ def test_the_opset_is_the_one_asked_for(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--format", "tflite"), "--format is 'tflite'; expected onnx"),
         (("--part", "middle"), "--part is 'middle'; expected full, encoder, decoder, bundle"),
         (("--part", "bundle", "--part", "full"), "--part bundle is a folder of its own"),
         (("--opset", "17"), "--opset means nothing for a bundle"),

@@ -46,6 +46,9 @@ def export(
             "single ONNX files with their weights inside. Repeatable. Default: bundle.",
         ),
     ] = None,
+    graph_format: Annotated[
+        str, typer.Option("--format", help="Of graphs: onnx, the only one so far.")
+    ] = "onnx",
     rate: options.RatePoint = None,
     input_size: Annotated[
         str,
@@ -109,6 +112,8 @@ def export(
     unknown = [each for each in parts if each not in PARTS]
     if unknown:
         raise ConfigError(f"--part is {unknown[0]!r}; expected {', '.join(PARTS)}")
+    if graph_format != "onnx":
+        raise ConfigError(f"--format is {graph_format!r}; expected onnx")
     if dynamic and input_size:
         raise ConfigError("--dynamic contradicts --input-size; take one of them")
     if int8 and fp16:
