@@ -118,6 +118,15 @@ def test_commands_of_the_export_guide(
                 arguments += ["--calib-count", "1"]
             assert run(arguments) == 0, (command, capsys.readouterr().err)
     assert (photos / "npu" / "decoder.onnx").is_file()
+    with Image.open(photos / "photo.png") as image:
+        image.convert("RGB").resize((256, 256)).save(photos / "photo256.png")
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "export" / "GUIDE.md").read_text(), re.DOTALL
+    )
+    exec(code, {})
+    assert run(["verify", "device.lic"]) == 0
+    with Image.open(photos / "device.png") as image:
+        assert image.size == (256, 256)
 
 
 def test_commands_of_the_benchmark_guide(

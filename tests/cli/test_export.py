@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lic.codec.bundle import EMBEDDED, Bundle
+from lic.export.forms import FORMS
 from tests.cli.conftest import Lic
 
 H, W = 64, 96
@@ -214,6 +215,10 @@ def test_a_single_int8_graph(
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert 0 < told["error"] < 0.2
+    assert (part == "encoder") == (told["symbols"] > 0)
+    found = metadata(tmp_path / f"{part}.onnx")
+    assert found["lic.calibration"] == "minmax" and found["lic.upsample"] in FORMS
+    assert found["lic.external_round"] == str("--external-round" in options)
     graph = onnx.load(tmp_path / f"{part}.onnx")
     assert metadata(tmp_path / f"{part}.onnx")["lic.precision"] == "int8"
     (given,), (left,) = graph.graph.input, graph.graph.output
@@ -226,6 +231,14 @@ def test_a_single_int8_graph(
     kinds = {given.type.tensor_type.elem_type, left.type.tensor_type.elem_type}
     assert kinds == {onnx.TensorProto.FLOAT} | (set() if outside else {onnx.TensorProto.INT32})
     onnxruntime.InferenceSession(graph.SerializeToString())
+
+
+def test_a_calibration_folder_that_is_not_there(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    done = lic("export", tiny_bundle, "-o", tmp_path / "a", "--int8", "--calib", tmp_path / "none")
+    assert done.code == 3
+    assert "none: does not exist; expected a folder of pictures" in done.err
 
 
 def test_a_calibration_folder_without_pictures(lic: Lic, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -360,6 +360,23 @@ def _exporter(
         )
 
 
+def _made_by(
+    graph_options: "GraphOptions", calibrated: "tuple[Path, Int8Options] | None"
+) -> dict[str, Any]:
+    """Return what decided how a graph is written, for its metadata."""
+    from lic.export.graph_check import TOLERANCE
+
+    made: dict[str, Any] = {
+        "upsample": calibrated[1].upsample if calibrated else graph_options.upsample,
+        "external_round": graph_options.external_round,
+    }
+    if calibrated:
+        made |= {"calibration": calibrated[1].method, "calibration_pictures": calibrated[1].crops}
+    elif not graph_options.half:
+        made["tolerance"] = TOLERANCE
+    return made
+
+
 def _export_graphs(
     source: Source,
     folder: Path,
@@ -386,7 +403,8 @@ def _export_graphs(
     for part, target in targets.items():
         exported = made[part]
         facts = {
-            "model": source.label, "part": part, "fingerprint": fingerprint, "precision": precision
+            "model": source.label, "part": part, "fingerprint": fingerprint, "precision": precision,
+            **_made_by(graph_options, calibrated),
         }  # fmt: skip
         data = with_facts(exported, facts).SerializeToString()
         write_output(data, target, force=force)

@@ -21,10 +21,9 @@ class Architecture:
     tiled: bool
 
 
+FACTORIZED = "bmshj2018-factorized"
 ARCHITECTURES: dict[str, Architecture] = {
-    "bmshj2018-factorized": Architecture(
-        decoding=("g_s.", "entropy_bottleneck.quantiles"), tiled=False
-    ),
+    FACTORIZED: Architecture(decoding=("g_s.", "entropy_bottleneck.quantiles"), tiled=False),
     "bmshj2018-hyperprior": Architecture(
         decoding=(
             "g_s.",

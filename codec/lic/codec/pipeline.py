@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lic.codec.architectures import ARCHITECTURES
 from lic.codec.backends import Backend, open_backend
+from lic.codec.backends.device_backend import Decode, DeviceBackend, Encode
 from lic.codec.bundle import Bundle
 from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse
 from lic.codec.entropy import Reader, SymbolCoder, Writer
@@ -51,9 +52,12 @@ class Codec:
         threads: of one operator; 0 leaves the choice to the engine.
         precision: "float32", or "bfloat16" for analysis and synthesis of models with a context on
             torch: meant for CUDA. What selects tables stays in float32.
+        encode, decode: functions that run a factorized prior's networks elsewhere, in place of a
+            backend; see `DeviceBackend`. One of them is enough for one direction.
 
     Raises:
-        ConfigError: the backend, device or precision is not there.
+        ConfigError: the backend, device or precision is not there, or the model cannot have its
+            networks elsewhere.
         ModelMismatchError: the bundle was changed.
     """
 
@@ -65,11 +69,16 @@ class Codec:
         device: str = "cpu",
         threads: int = 0,
         precision: str = "float32",
+        encode: Encode | None = None,
+        decode: Decode | None = None,
     ) -> None:
         self.bundle = bundle
-        self.backend: Backend = open_backend(
-            bundle, backend, device=device, threads=threads, precision=precision
-        )
+        if encode or decode:
+            self.backend: Backend = DeviceBackend(bundle, encode, decode)
+        else:
+            self.backend = open_backend(
+                bundle, backend, device=device, threads=threads, precision=precision
+            )
         self._tables = bundle.tables
         self._padding = bundle.manifest.padding
 
@@ -311,7 +320,7 @@ def open_codec(model: str | None = None, rate_point: int | None = None, **option
     Args:
         model: family name or path; None is lic's default model.
         rate_point: None takes the middle one.
-        **options: `backend`, `device`, `threads` and `precision` of `Codec`.
+        **options: of `Codec`: `backend`, `device`, `threads`, `precision`, `encode`, `decode`.
 
     Raises:
         ModelMismatchError: no such bundle.

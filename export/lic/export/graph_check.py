@@ -21,6 +21,8 @@ from lic.codec.errors import ExportError
 
 # Of floating outputs, relative to their largest magnitude where that is above 1.
 TOLERANCE = 1e-4
+# What an encoder's output is called that leaves rounding to its caller: y less the medians.
+LEFT = "y"
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -114,7 +116,7 @@ def check_graph(
         names = [*made.outputs, *(f"{each}, before it is rounded" for each in rounded)]
         expected = [*made.outputs.values(), *made.rounded]
         for output, wanted, values in zip(names, expected, found, strict=True):
-            _check(f"{name} ({output})", values, wanted, agreement)
+            _check(f"{name} ({output})", values, wanted, agreement, symbols=output == LEFT)
     return agreement
 
 
@@ -127,10 +129,12 @@ def compare(
         ExportError: one does not run, or gives NaN, infinite values or other shapes.
     """
     found = [_outputs(name, each, inputs) for each in (graph, other)]
+    names = [each.name for each in graph.graph.output]
     agreement = Agreement()
     for of_graph, of_other in zip(*found, strict=True):
-        for expected, value in zip(of_graph, of_other, strict=True):
-            agreement.add(agreement_of(name, value, expected))
+        for place, (expected, value) in enumerate(zip(of_graph, of_other, strict=True)):
+            left = names[place] == LEFT if place < len(names) else False
+            agreement.add(agreement_of(name, value, expected, symbols=left))
     return agreement
 
 
@@ -194,10 +198,17 @@ def _run(name: str, session: Any, outputs: list[str], inputs: dict[str, Any]) ->
     return found
 
 
-def _check(name: str, found: NDArray[Any], expected: NDArray[Any], agreement: Agreement) -> None:
+def _check(
+    name: str,
+    found: NDArray[Any],
+    expected: NDArray[Any],
+    agreement: Agreement,
+    *,
+    symbols: bool = False,
+) -> None:
     if found.dtype != expected.dtype:
         raise ExportError(f"{name} is {found.dtype}, torch's {expected.dtype}")
-    own = agreement_of(name, found, expected)
+    own = agreement_of(name, found, expected, symbols=symbols)
     if not own.error <= TOLERANCE:
         raise ExportError(f"{name} differs from torch by {own.error:.2e}; allowed {TOLERANCE:g}")
     if own.step > 1 or own.flips > max(1, own.symbols / 1000):
@@ -208,8 +219,10 @@ def _check(name: str, found: NDArray[Any], expected: NDArray[Any], agreement: Ag
     agreement.add(own)
 
 
-def agreement_of(name: str, found: NDArray[Any], expected: NDArray[Any]) -> Agreement:
-    """Tell how far one output is from what it should be.
+def agreement_of(
+    name: str, found: NDArray[Any], expected: NDArray[Any], *, symbols: bool = False
+) -> Agreement:
+    """Tell how far one output is from what it should be; `symbols`: floats that a caller rounds.
 
     Raises:
         ExportError: it has another shape, NaN or infinite values.
@@ -221,6 +234,10 @@ def agreement_of(name: str, found: NDArray[Any], expected: NDArray[Any]) -> Agre
     gap = np.abs(found.astype(np.float64) - expected)
     if expected.dtype.kind == "f":
         scale = max(1.0, float(np.abs(expected).max(initial=0)))
-        return Agreement(error=float(gap.max(initial=0)) / scale)
+        agreement = Agreement(error=float(gap.max(initial=0)) / scale)
+        if symbols:
+            whole = [np.rint(each).astype(np.int64) for each in (found, expected)]
+            agreement.add(agreement_of(name, *whole))
+        return agreement
     step = int(gap.max(initial=0))
     return Agreement(flips=int(np.count_nonzero(gap)), step=step, symbols=found.size)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lic.codec.backends.torch_backend import load_model
 from lic.codec.bundle import DECODER, ENCODER, Bundle
-from lic.codec.errors import ConfigError, ModelMismatchError, OutputError
+from lic.codec.errors import ConfigError, ImageError, ModelMismatchError, OutputError
 from lic.codec.models import MODELS, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 from lic.codec.models.int8_files import QuantizedLayer, load_converted
@@ -93,9 +93,10 @@ def quantise_bundle(
     options = options or Int8Options()
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; choose another name or overwrite")
+    pictures = _crops(bundle, calibration, options)
     found = _quantised(
         bundle,
-        calibration,
+        pictures,
         options,
         part_graphs(factorized(bundle), GraphOptions(upsample=options.upsample)),
     )
@@ -138,11 +139,12 @@ def quantise_part(
             "--int8 is not for --part full, whose bits hang on more digits; take encoder, decoder"
         )
     given = graph_options or GraphOptions()
-    size = picture_size(given.size, bundle.manifest.stride)
     options = replace(options or Int8Options(), sides=part)
+    pictures = _crops(bundle, calibration, options)
+    size = picture_size(given.size, bundle.manifest.stride)
     form = replace(given, size=None, upsample=options.upsample)
     floats = part_graphs(factorized(bundle), form)
-    found = _quantised(bundle, calibration, options, floats)
+    found = _quantised(bundle, pictures, options, floats)
     ((name, graph),) = found.graphs.items()
     inputs = found.pictures if part == "encoder" else _entering(floats, found.symbols)
     agreement = compare(part, floats[name], graph, inputs)
@@ -176,12 +178,21 @@ class _Quantised(NamedTuple):
     symbols: list[NDArray[np.int16]]
 
 
-def _quantised(
-    bundle: Bundle, calibration: Path, options: Int8Options, floats: dict[str, onnx.ModelProto]
-) -> _Quantised:
-    pictures = calibration_crops(
-        calibration, padding=bundle.manifest.padding, count=options.crops, side=options.side
+def _crops(bundle: Bundle, folder: Path, options: Int8Options) -> list[NDArray[np.float32]]:
+    """Return what calibrates; first of all, as what is wrong there should not cost minutes."""
+    if not folder.exists():
+        raise ImageError(f"{folder}: does not exist; expected a folder of pictures")
+    return calibration_crops(
+        folder, padding=bundle.manifest.padding, count=options.crops, side=options.side
     )
+
+
+def _quantised(
+    bundle: Bundle,
+    pictures: list[NDArray[np.float32]],
+    options: Int8Options,
+    floats: dict[str, onnx.ModelProto],
+) -> _Quantised:
     running = session(floats[ENCODER])
     symbols = [symbols_of(running, x) for x in pictures]
     loss = None

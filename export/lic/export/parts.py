@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lic.codec.errors import ConfigError, ExportError
 from lic.codec.models import HPCM, ContextModel, FactorizedPrior, context_graphs, graphs
 from lic.export.forms import external_round, with_upsampling
-from lic.export.graph_check import TOLERANCE, Agreement, check_graph, runs_of
+from lic.export.graph_check import LEFT, Agreement, check_graph, runs_of
 from lic.export.half import check_half, half_graph
 from lic.export.onnx_export import BITS, NEWEST, OLDEST, OPSET, any_size, export_graph
 
@@ -150,7 +150,7 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
 def with_facts(exported: Exported, facts: Mapping[str, Any]) -> onnx.ModelProto:
     """Return the graph with facts about it, and what made and checked it, in its metadata."""
     versions = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
-    checked = {"agreement": str(exported.agreement), "tolerance": TOLERANCE}
+    checked = {"agreement": str(exported.agreement)}
     graph = onnx.ModelProto()
     graph.CopyFrom(exported.graph)
     values = {**facts, **checked, **versions, "lic": metadata.version("lic")}
@@ -190,7 +190,7 @@ def _external(model: Model, part: Part) -> PartModule:
         )
     encoder, decoder = external_round(model)
     if part == "encoder":
-        return PartModule(encoder, "x", ("y",), model.stride, 3)
+        return PartModule(encoder, "x", (LEFT,), model.stride, 3)
     return PartModule(decoder, "symbols", ("x_hat",), 1, model.config.M)
 
 
