@@ -114,8 +114,8 @@ def test_every_combination_is_a_row(lic: Lic, made: list[Task], png: Path) -> No
             for threads in (1, 2)
             for number in (1, 4)
         ),
-        ("75", "Pillow", "cpu", 0, 1),
-        ("75", "Pillow", "cpu", 0, 4),
+        ("80", "Pillow", "cpu", 0, 1),
+        ("80", "Pillow", "cpu", 0, 4),
     ]
     assert {(task.height, task.width, task.picture) for task in made} == {(9, 7, png.name)}
 
@@ -212,6 +212,41 @@ def test_tables_fit_into_100_columns() -> None:
     assert text.count("no such library no such") < 20
     assert "growth" in text
     assert "…" not in text
+
+
+def test_pictures_are_named_where_there_are_several() -> None:
+    task = Task(
+        kind="classic", system="JPEG", setting="80", backend="Pillow", picture="a.png", height=8,
+        width=9, runs=1, warmup=0,
+    )  # fmt: skip
+    one, two = finished(task), finished(replace(task, picture="b.png"))
+    here = Machine(cpu="CPU", cores=1, memory=None, system="Linux")
+
+    def printed(*runs: SpeedRun) -> str:
+        written = StringIO()
+        results = SpeedResults(command="", machine=here, runs=runs)
+        print_tables(results, Console(file=written, width=100))
+        return written.getvalue()
+
+    assert "a.png" in printed(one, two) and "b.png" in printed(one, two)
+    assert "a.png" not in printed(one, one)
+
+
+def test_models_of_one_name_are_not_taken_for_each_other(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    from lic.codec.bundle import Bundle
+
+    target = tmp_path / "speed.json"
+    command = ("bench", "speed", "-m", tiny_bundle, "--backend", "onnx", *QUICK, "-o", target)
+    assert lic(*command).code == 0
+    (row,) = SpeedResults.from_bytes(target.read_bytes(), "here").runs
+    assert row.fingerprint == Bundle.open(tiny_bundle).manifest.fingerprint
+    another = target.read_bytes().replace(row.fingerprint.encode(), b"0" * 16)
+    target.write_bytes(another)
+    assert lic(*command, "--resume").code == 0
+    new, old = SpeedResults.from_bytes(target.read_bytes(), "here").runs
+    assert (new.fingerprint, old.fingerprint) == (row.fingerprint, "0" * 16)
 
 
 def test_help_names_it(lic: Lic) -> None:

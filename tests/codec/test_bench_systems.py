@@ -24,6 +24,11 @@ Pixels = NDArray[np.uint8]
 INSTALLED = installed_formats()
 
 
+@pytest.mark.parametrize("key", FORMATS)
+def test_times_are_of_a_setting_whose_rate_is_measured(key: str) -> None:
+    assert FORMATS[key].usual in FORMATS[key].settings
+
+
 def test_pillow_brings_all_but_jpeg_xl() -> None:
     assert set(FORMATS) - set(INSTALLED) <= {"jpegxl"}
 

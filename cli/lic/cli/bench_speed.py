@@ -224,6 +224,7 @@ class Grid:
                         system=bundle.manifest.name,
                         setting=str(bundle.manifest.rate_point),
                         path=str(bundle.path.resolve()),
+                        fingerprint=bundle.manifest.fingerprint,
                         backend=backend,
                         device=device,
                         threads=threads,
@@ -275,8 +276,10 @@ class Grid:
 
 
 def _line(row: "SpeedRun", number: int, count: int) -> str:
+    from lic.codec.benchmark.speed import size_of
+
     what = f"{number}/{count} {row.system} {row.setting}, {row.backend} {row.device}"
-    what += f", {row.height}x{row.width}"
+    what += f", {size_of(row)}"
     if row.error or not row.encode or not row.decode:
         return f"{what}: {row.error}"
     return f"{what}: encode {row.encode.wall.median:.1f} ms, decode {row.decode.wall.median:.1f} ms"

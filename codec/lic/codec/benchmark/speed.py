@@ -177,16 +177,37 @@ class Growth:
     cpu: dict[str, float]
 
 
-def growth(rows: Sequence[SpeedRun]) -> list[Growth]:
-    """Return fits of log(median time) over log(pixels), for what has at least three sizes."""
-    groups: dict[SpeedRun | str, list[SpeedRun]] = {}
+def engine_of(row: SpeedRun) -> str:
+    """Return backend, what really computed, precision and threads in few words."""
+    parts = [row.backend, (row.provider or row.device).replace("ExecutionProvider", "")]
+    if row.precision not in ("", "float32"):
+        parts.append(row.precision)
+    if row.threads:
+        parts.append(f"{row.threads} thr.")
+    return " ".join(parts)
+
+
+def size_of(row: SpeedRun) -> str:
+    """Return height x width as --size takes them, and how many pictures at a time."""
+    size = f"{row.height}x{row.width}"
+    return f"{row.batch} x {size}" if row.batch > 1 else size
+
+
+def by_size(rows: Iterable[SpeedRun]) -> list[list[SpeedRun]]:
+    """Return the rows that were measured, those that differ in nothing but the size together."""
+    groups: dict[tuple[object, ...], list[SpeedRun]] = {}
     for row in rows:
         if row.encode and row.decode:
-            fixed = row.system, row.setting, row.backend, row.device, row.precision, row.threads
-            key = repr((*fixed, row.picture, row.batch))
-            groups.setdefault(key, []).append(row)
+            system = row.system, row.setting, row.fingerprint, row.picture, row.batch
+            engine = row.backend, row.device, row.precision, row.threads
+            groups.setdefault((*system, *engine), []).append(row)
+    return list(groups.values())
+
+
+def growth(rows: Sequence[SpeedRun]) -> list[Growth]:
+    """Return fits of log(median time) over log(pixels), for what has at least three sizes."""
     found = []
-    for group in groups.values():
+    for group in by_size(rows):
         sizes = [row.width * row.height for row in group]
         if len(set(sizes)) >= LEAST_SIZES:
             found.append(
@@ -223,8 +244,11 @@ __all__ = [
     "Growth",
     "Task",
     "accelerators",
+    "by_size",
+    "engine_of",
     "growth",
     "measure",
     "pixels_of",
+    "size_of",
     "synthetic",
 ]
