@@ -1,5 +1,6 @@
 """lic bench speed: what it prints, writes, refuses, and ends with."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,8 @@ from lic.cli.bench_speed_tables import print_tables
 from lic.codec.benchmark import speed as library
 from lic.codec.benchmark.schema import DirectionTimes, Machine, SpeedResults, SpeedRun, Times
 from lic.codec.benchmark.speed_task import Task
+from lic.codec.bundle import Bundle
+from lic.codec.library import family
 
 Lic = Callable[..., Any]
 QUICK = ("--runs", 1, "--warmup", 0, "--size", "48x64")
@@ -130,6 +133,26 @@ def test_without_arguments_the_default_model_codes_a_made_picture(
     assert (task.runs, task.warmup, task.threads, task.device) == (10, 2, 0, "cpu")
 
 
+def test_models_are_named_as_for_rates(
+    lic: Lic, made: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lic("bench", "speed", "-m", "none", "--codec", "jpeg").code == 0
+    assert [task.system for task in made] == ["JPEG"]
+    made.clear()
+    from lic.cli import bench_speed
+
+    seen = []
+
+    @contextlib.contextmanager
+    def bundles_of(model: str | None, rates: list[int] | None) -> Iterator[list[Bundle]]:
+        seen.append(model)
+        yield family(None, rates)
+
+    monkeypatch.setattr(bench_speed, "bundles_of", bundles_of)
+    assert lic("bench", "speed", "-m", tmp_path / "run", "--backend", "onnx").code == 0
+    assert seen == [str(tmp_path / "run")] and [task.setting for task in made] == ["3"]
+
+
 def test_a_torch_device_that_was_asked_of_torch_alone_is_tried(lic: Lic, made: list[Task]) -> None:
     lic("bench", "speed", "--backend", "torch", "--device", "openvino")
     assert [(task.backend, task.device) for task in made] == [("torch", "openvino")]
@@ -144,6 +167,10 @@ def test_a_torch_device_that_was_asked_of_torch_alone_is_tried(lic: Lic, made: l
         (("--codec", "heif"), "codec is 'heif'; expected one of jpeg"),
         (("--codec", "jpeg", "--qualities", "101"), "jpeg: quality is '101'; expected 0 to 100"),
         (("--qualities", "50"), "--qualities is for classic codecs"),
+        (("-m", "none"), "neither a model nor a codec is left"),
+        (("-m", "none", "-m", "a", "--codec", "jpeg"), "'none' stands alone"),
+        (("-m", "none", "-q", 2, "--codec", "jpeg"), "--rate and --backend are for models"),
+        (("--codec", "jpeg", "--backend", "onnx"), "--rate and --backend are for models"),
         (("--backend", "auto"), "--backend is 'auto'; expected onnx or torch"),
         (("--resume",), "name it"),
     ],
@@ -235,8 +262,6 @@ def test_pictures_are_named_where_there_are_several() -> None:
 def test_models_of_one_name_are_not_taken_for_each_other(
     lic: Lic, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    from lic.codec.bundle import Bundle
-
     target = tmp_path / "speed.json"
     command = ("bench", "speed", "-m", tiny_bundle, "--backend", "onnx", *QUICK, "-o", target)
     assert lic(*command).code == 0

@@ -1,5 +1,6 @@
 """lic bench speed: time, memory and work of codecs, each configuration in its own process."""
 
+import contextlib
 import itertools
 import shlex
 import sys
@@ -12,6 +13,7 @@ import typer
 
 from lic.cli import batch, options
 from lic.cli.console import Exit, Output
+from lic.cli.measuring import bundles_of, chosen
 from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +36,12 @@ def speed(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("-m", "--model", help="Names or paths of bundles; see 'lic models'."),
+        typer.Option(
+            "-m",
+            "--model",
+            help="As for 'lic bench rd': bundle's name or path, run of lic train, or checkpoint; "
+            "repeatable. 'none' for none. Default: lic's default model, unless --codec is given.",
+        ),
     ] = None,
     rate: Annotated[
         list[int] | None, typer.Option("-q", "--rate", help="Rate points. Default: the middle.")
@@ -115,8 +122,12 @@ def speed(
     if qualities and not codec:
         raise ConfigError("--qualities is for classic codecs; name some by --codec")
     settings = [quality.strip() for quality in qualities.split(",")] if qualities else []
-    bundles = _bundles(model, rate) if model or rate or not codec else []
-    tasks = [*grid.of_bundles(bundles), *grid.of_codecs(codec or [], settings)]
+    models = chosen(model, [None] if rate or not codec else [], "--model")
+    if not models and not codec:
+        raise ConfigError("neither a model nor a codec is left to be measured")
+    if not models and (rate or backend):
+        raise ConfigError("--rate and --backend are for models; leave them out, or name one by -m")
+    classics = list(grid.of_codecs(codec or [], settings))
     here, rows = machine(), list["SpeedRun"]()
     command = shlex.join(["lic", *sys.argv[1:]])
 
@@ -130,12 +141,16 @@ def speed(
             f"{output}: was measured on {previous.machine.cpu}, this is {here.cpu}; choose another "
             "file"
         )
-    for row in measure(tasks, limit=limit, previous=previous):
-        rows.append(row)
-        out.result(asdict(row), _line(row, len(rows), len(tasks)))
-        if output:
-            # After each row: an interruption loses the one under way.
-            batch.write_output(results().to_bytes(), output, force=force or len(rows) > 1 or resume)
+    with contextlib.ExitStack() as stack:
+        bundles = [b for name in models for b in _bundles(stack, name, rate)]
+        tasks = [*grid.of_bundles(bundles), *classics]
+        for row in measure(tasks, limit=limit, previous=previous):
+            rows.append(row)
+            out.result(asdict(row), _line(row, len(rows), len(tasks)))
+            if output:
+                # After each row: an interruption loses the one under way.
+                again = force or len(rows) > 1 or resume
+                batch.write_output(results().to_bytes(), output, force=again)
     if not as_json:
         from lic.cli.bench_speed_tables import print_tables
 
@@ -158,13 +173,12 @@ def _previous(output: Path | None, *, resume: bool, force: bool) -> "SpeedResult
     return SpeedResults.from_bytes(output.read_bytes(), str(output))
 
 
-def _bundles(models: list[str] | None, rates: list[int] | None) -> list["Bundle"]:
-    from lic.codec.library import family, select
-
-    names: list[str | None] = [*models] if models else [None]
-    if rates:
-        return [bundle for name in names for bundle in family(name, rates)]
-    return [select(name) for name in names]
+def _bundles(
+    stack: contextlib.ExitStack, model: str | None, rates: list[int] | None
+) -> list["Bundle"]:
+    """Return the bundles of the rate points, by default the middle one as `select` takes it."""
+    found = stack.enter_context(bundles_of(model, rates))
+    return found if rates else [found[len(found) // 2]]
 
 
 def _sources(paths: Sequence[Path], sizes: Sequence[str]) -> list[tuple[str, "Pixels"]]:
