@@ -292,7 +292,7 @@ def import_(
         curves=tuple(curves.values()),
     )
     write_output(results.to_bytes(), output, force=force)
-    out.note(f"{len(curves)} curves -> {output}")
+    out.note(f"{len(curves)} curve{'s' * (len(curves) != 1)} -> {output}")
 
 
 def export(

@@ -7,10 +7,8 @@ unpack is often more than the codec, and none of its own.
 Shapes: H W pixels, C channels.
 """
 
-import contextlib
 import json
 import math
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from numpy.typing import NDArray
 
 from lic.codec.benchmark.schema import SpeedResults, SpeedRun
 from lic.codec.benchmark.speed_task import SYNTHETIC, Task, check_measurable
+from lic.codec.benchmark.workers import ended
 from lic.codec.errors import ConfigError
 from lic.codec.image_io import Picture, write_picture
 
@@ -101,12 +100,9 @@ def _row(values: dict[str, Any]) -> SpeedRun:
 def _death(code: int, log: str) -> str:
     """Return why a process ended without a result: its signal or code, and its last words."""
     if code < 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-code).name
-            lack = ", most often for lack of memory" if name == "SIGKILL" else ""
-            return f"the process was ended by {name}{lack}"
+        return f"its process {ended(code)}"
     last = log.strip().splitlines()[-1:] or ["it said nothing"]
-    return f"the process ended with code {code} and no result: {last[0][:300]}"
+    return f"its process {ended(code)} and no result: {last[0][:300]}"
 
 
 def pixels_of(picture: Pixels | None, height: int, width: int) -> Pixels:

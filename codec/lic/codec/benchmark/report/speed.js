@@ -9,7 +9,9 @@ const differ = (runs, of) => new Set(runs.map(of)).size > 1;
 
 function engineOf(run) {
   const device = (run.provider || run.device).replace("ExecutionProvider", "");
-  const threads = run.threads ? plural(run.threads, "thread") : "threads: automatic";
+  // Of a classic codec, what Pillow takes is not told.
+  const automatic = run.backend === "Pillow" ? "" : "threads: automatic";
+  const threads = run.threads ? plural(run.threads, "thread") : automatic;
   return [run.backend, device, run.precision, threads].filter(Boolean);
 }
 
@@ -66,7 +68,7 @@ function drawSpeed(host, section) {
     ? new Chart(scatterHost, { label: "Speed, memory and quality of systems", wide: 0.72, least: 330, most: 430 })
     : null;
 
-  if (scatter) scatterHost.append(el("p", { class: "key" }, `Area: peak memory.${told}`));
+  if (scatter) scatterHost.append(el("p", { class: "key" }, `Area: peak memory. Dots of one kind are settings and engines of one system; point at them.${told}`));
 
   function drawBar() {
     const fields = [];

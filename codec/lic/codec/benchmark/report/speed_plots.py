@@ -109,7 +109,10 @@ def _quality(runs: Sequence[SpeedRun], section: Section) -> "Figure | None":
         axes.scatter(speed, found, s=area, alpha=0.6, label=label, **look)
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.15)
-    axes.legend(fontsize=7, frameon=False, loc="best")
+    legend = axes.legend(fontsize=7, frameon=False, loc="best")
+    for handle in legend.legend_handles:
+        # As large as dots, they would lie upon each other.
+        handle.set_sizes([40.0])  # type: ignore[union-attr]
     axes.set_xlabel("decoded megapixels a second; area: peak memory")
     axes.set_ylabel(plain(f"BD-rate against {anchor}, {metric.label} (%)"))
     return figure

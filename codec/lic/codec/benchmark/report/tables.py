@@ -163,7 +163,9 @@ def _speed(runs: Sequence[SpeedRun]) -> Table:
 
 
 def _speed_row(run: SpeedRun) -> tuple[Cell, ...]:
-    where = (run.backend, run.provider or run.device, run.precision, run.threads or "automatic")
+    # Of a classic codec, what Pillow takes is not told.
+    automatic = "" if run.backend == "Pillow" else "automatic"
+    where = (run.backend, run.provider or run.device, run.precision, run.threads or automatic)
     macs = sum(run.kmac_per_pixel.values()) if run.kmac_per_pixel else None
     memory = None if run.peak_memory is None else run.peak_memory / 1e6
     counted = (memory, run.cold_start, macs, run.parameters, run.error or "")
