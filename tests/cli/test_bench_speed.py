@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
@@ -151,6 +152,25 @@ def test_models_are_named_as_for_rates(
     monkeypatch.setattr(bench_speed, "bundles_of", bundles_of)
     assert lic("bench", "speed", "-m", tmp_path / "run", "--backend", "onnx").code == 0
     assert seen == [str(tmp_path / "run")] and [task.setting for task in made] == ["3"]
+
+
+def test_models_of_one_name_are_told_apart_as_for_rates(
+    lic: Lic, made: list[Task], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    options = ("-m", tiny_bundle, "-m", copy, "--backend", "onnx")
+    assert lic("bench", "speed", *options, *QUICK).code == 0
+    assert [task.system for task in made] == [f"tiny-relu of {p}" for p in (tiny_bundle, copy)]
+
+
+def test_a_gpu_or_a_provider_is_an_accelerator() -> None:
+    task = Task(kind="lic", system="a", setting="1", backend="torch", height=8, width=8, runs=1,
+                warmup=0, device="cuda")  # fmt: skip
+    on_gpu = replace(task.row(), provider="H200")
+    rows = (on_gpu, replace(task.row("no"), device="xpu", provider="X"))
+    other = replace(on_gpu, backend="onnx", device="openvino", provider="OpenVINOExecutionProvider")
+    cpu = replace(on_gpu, device="cpu", provider="CPU")
+    assert library.accelerators([*rows, other, cpu]) == ("H200", "openvino")
 
 
 def test_a_torch_device_that_was_asked_of_torch_alone_is_tried(lic: Lic, made: list[Task]) -> None:

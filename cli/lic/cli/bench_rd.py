@@ -11,7 +11,7 @@ import typer
 from lic.cli import options
 from lic.cli.batch import check_target, write_output
 from lic.cli.console import Exit, Output, note_precision
-from lic.cli.measuring import NONE, bundles_of, chosen, number, progress_bar
+from lic.cli.measuring import NONE, bundles_of, chosen, named, number, progress_bar
 from lic.codec.errors import ConfigError, LicError, OutputError
 
 if TYPE_CHECKING:
@@ -108,7 +108,12 @@ def rd(
     with contextlib.ExitStack() as stack:
         families = [stack.enter_context(bundles_of(name, rate)) for name in models]
         own = lic_systems(
-            families, backend or ("auto",), device=device, threads=threads, precision=precision
+            families,
+            backend or ("auto",),
+            given=named(models),
+            device=device,
+            threads=threads,
+            precision=precision,
         )
         systems: list[System] = [*own, *classics]
         if not systems:

@@ -13,7 +13,7 @@ import typer
 
 from lic.cli import batch, options
 from lic.cli.console import Exit, Output
-from lic.cli.measuring import bundles_of, chosen
+from lic.cli.measuring import bundles_of, chosen, named
 from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def speed(
     from lic.codec.benchmark.machine import machine
     from lic.codec.benchmark.schema import SpeedResults
     from lic.codec.benchmark.speed import accelerators, measure
+    from lic.codec.benchmark.systems import tell_apart
 
     out = Output(as_json=as_json)
     previous = _previous(output, resume=resume, force=force)
@@ -142,8 +143,10 @@ def speed(
             "file"
         )
     with contextlib.ExitStack() as stack:
-        bundles = [b for name in models for b in _bundles(stack, name, rate)]
-        tasks = [*grid.of_bundles(bundles), *classics]
+        families = [_bundles(stack, name, rate) for name in models]
+        names = tell_apart([family[0].manifest.name for family in families], named(models))
+        found = zip(names, families, strict=True)
+        tasks = [*(task for each in found for task in grid.of_bundles(*each)), *classics]
         for row in measure(tasks, limit=limit, previous=previous):
             rows.append(row)
             out.result(asdict(row), _line(row, len(rows), len(tasks)))
@@ -228,14 +231,16 @@ class Grid:
         self._threads, self._batches = threads, batches
         self._runs, self._warmup = runs, warmup
 
-    def of_bundles(self, bundles: Sequence["Bundle"]) -> Iterator[tuple["Task", "Pixels"]]:
-        """Yield the tasks of lic's codecs."""
+    def of_bundles(
+        self, name: str, bundles: Sequence["Bundle"]
+    ) -> Iterator[tuple["Task", "Pixels"]]:
+        """Yield the tasks of a family of bundles, which is called `name`."""
         for bundle in bundles:
             for backend, device in self._engines(bundle):
                 for threads, precision in itertools.product(self._threads, self._precisions):
                     yield from self._tasks(
                         kind="lic",
-                        system=bundle.manifest.name,
+                        system=name,
                         setting=str(bundle.manifest.rate_point),
                         path=str(bundle.path.resolve()),
                         fingerprint=bundle.manifest.fingerprint,

@@ -27,6 +27,13 @@ def chosen(given: list[str] | None, default: Sequence[Any], option: str) -> list
     return [] if given == [NONE] else list(given)
 
 
+def named(models: Sequence[str | None]) -> list[str]:
+    """Return what models are asked for by; None is lic's own."""
+    from lic.codec.library import DEFAULT_MODEL
+
+    return [model or DEFAULT_MODEL for model in models]
+
+
 @contextlib.contextmanager
 def bundles_of(model: str | None, rates: list[int] | None) -> Iterator[list["Bundle"]]:
     """Give a family's bundles; of a run or a checkpoint make one for as long as this is open."""

@@ -230,9 +230,10 @@ def _exponents(rows: Sequence[SpeedRun], sizes: Sequence[int], clock: str) -> di
 
 
 def accelerators(rows: Iterable[SpeedRun]) -> tuple[str, ...]:
-    """Return the names of GPUs that rows tell of."""
-    gpus = (row.provider for row in rows if row.backend == "torch" and row.device != "cpu")
-    return tuple(dict.fromkeys(name for name in gpus if name))
+    """Return what computed beside the processor; ONNX Runtime names no GPU, but its provider."""
+    beside = (row for row in rows if row.device != "cpu" and not row.error)
+    names = (row.provider if row.backend == "torch" else row.device for row in beside)
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 __all__ = [
