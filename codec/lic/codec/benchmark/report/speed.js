@@ -15,13 +15,15 @@ function engineOf(run) {
   return [run.backend, device, run.precision, threads].filter(Boolean);
 }
 
-/* What a run can be placed by: [key, name, value, digits, logarithmic]. Quality is the data set's
+/* What a run can be placed by: key, name, value of a run, logarithmic. Quality is the data set's
    mean at the same setting, from the files of rates. */
 function measuresOf(section) {
-  const of = (key, name, value, log, text) => ({ key, name, value, log, text });
+  const of = (key, name, value, log) => ({ key, name, value, log });
   const found = [
     of("decode", "Decode (Mpx/s)", (r) => r.decode?.mpx_per_s, true),
     of("encode", "Encode (Mpx/s)", (r) => r.encode?.mpx_per_s, true),
+    // On a machine with other work on it, these are what compares.
+    ...DIRECTIONS.map(([way, name]) => of(`${way}-cpu`, `${name}, processor time (ms)`, (r) => r[way]?.cpu.median, true)),
     of("memory", "Peak memory (MB)", (r) => (r.peak_memory === null ? null : r.peak_memory / 1e6), true),
   ];
   if (!section) return found;
