@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,27 @@ def test_published_curves_are_either_side(lic: Lic, results: Path) -> None:
     assert done.code == 0 and "warning: photos [1] held against published curves" in done.err
     done = lic("bench", "compare", "--anchor", "VVC VTM", base)
     assert done.code == 2 and "--dataset is missing" in done.err
+
+
+def test_files_of_two_systems_do_not_overwrite_each_other(
+    lic: Lic, results: Path, tmp_path: Path
+) -> None:
+    text = results.read_text().replace('"WebP method=4"', '"jpeg."')
+    results.write_text(text)
+    done = lic("bench", "export", results, "-o", tmp_path / "out", "-f")
+    assert done.code == 2 and "jpeg.json is the file of two systems" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_one_name_are_told_apart_by_what_was_named(
+    lic: Lic, pictures: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    models = ("-m", tiny_bundle, "-m", copy, "--backend", "onnx", "--codec", "none")
+    target = tmp_path / "two.json"
+    assert lic("bench", "rd", pictures, *models, "-o", target).code == 0
+    found = [curve.system for curve in read(target).curves]
+    assert found == [f"tiny-relu of {path}" for path in (tiny_bundle, copy)]
 
 
 def test_anchors_are_listed(lic: Lic) -> None:

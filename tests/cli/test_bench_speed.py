@@ -1,6 +1,8 @@
 """lic bench speed: what it prints, writes, refuses, and ends with."""
 
+import contextlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
@@ -14,6 +16,8 @@ from lic.cli.bench_speed_tables import print_tables
 from lic.codec.benchmark import speed as library
 from lic.codec.benchmark.schema import DirectionTimes, Machine, SpeedResults, SpeedRun, Times
 from lic.codec.benchmark.speed_task import Task
+from lic.codec.bundle import Bundle
+from lic.codec.library import family
 
 Lic = Callable[..., Any]
 QUICK = ("--runs", 1, "--warmup", 0, "--size", "48x64")
@@ -114,8 +118,8 @@ def test_every_combination_is_a_row(lic: Lic, made: list[Task], png: Path) -> No
             for threads in (1, 2)
             for number in (1, 4)
         ),
-        ("75", "Pillow", "cpu", 0, 1),
-        ("75", "Pillow", "cpu", 0, 4),
+        ("80", "Pillow", "cpu", 0, 1),
+        ("80", "Pillow", "cpu", 0, 4),
     ]
     assert {(task.height, task.width, task.picture) for task in made} == {(9, 7, png.name)}
 
@@ -128,6 +132,45 @@ def test_without_arguments_the_default_model_codes_a_made_picture(
     assert (task.system, task.setting) == ("bmshj2018-factorized-relu-lite", "3")
     assert (task.picture, task.height, task.width) == ("synthetic", 512, 768)
     assert (task.runs, task.warmup, task.threads, task.device) == (10, 2, 0, "cpu")
+
+
+def test_models_are_named_as_for_rates(
+    lic: Lic, made: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lic("bench", "speed", "-m", "none", "--codec", "jpeg").code == 0
+    assert [task.system for task in made] == ["JPEG"]
+    made.clear()
+    from lic.cli import bench_speed
+
+    seen = []
+
+    @contextlib.contextmanager
+    def bundles_of(model: str | None, rates: list[int] | None) -> Iterator[list[Bundle]]:
+        seen.append(model)
+        yield family(None, rates)
+
+    monkeypatch.setattr(bench_speed, "bundles_of", bundles_of)
+    assert lic("bench", "speed", "-m", tmp_path / "run", "--backend", "onnx").code == 0
+    assert seen == [str(tmp_path / "run")] and [task.setting for task in made] == ["3"]
+
+
+def test_models_of_one_name_are_told_apart_as_for_rates(
+    lic: Lic, made: list[Task], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    options = ("-m", tiny_bundle, "-m", copy, "--backend", "onnx")
+    assert lic("bench", "speed", *options, *QUICK).code == 0
+    assert [task.system for task in made] == [f"tiny-relu of {p}" for p in (tiny_bundle, copy)]
+
+
+def test_a_gpu_or_a_provider_is_an_accelerator() -> None:
+    task = Task(kind="lic", system="a", setting="1", backend="torch", height=8, width=8, runs=1,
+                warmup=0, device="cuda")  # fmt: skip
+    on_gpu = replace(task.row(), provider="H200")
+    rows = (on_gpu, replace(task.row("no"), device="xpu", provider="X"))
+    other = replace(on_gpu, backend="onnx", device="openvino", provider="OpenVINOExecutionProvider")
+    cpu = replace(on_gpu, device="cpu", provider="CPU")
+    assert library.accelerators([*rows, other, cpu]) == ("H200", "openvino")
 
 
 def test_a_torch_device_that_was_asked_of_torch_alone_is_tried(lic: Lic, made: list[Task]) -> None:
@@ -144,6 +187,10 @@ def test_a_torch_device_that_was_asked_of_torch_alone_is_tried(lic: Lic, made: l
         (("--codec", "heif"), "codec is 'heif'; expected one of jpeg"),
         (("--codec", "jpeg", "--qualities", "101"), "jpeg: quality is '101'; expected 0 to 100"),
         (("--qualities", "50"), "--qualities is for classic codecs"),
+        (("-m", "none"), "neither a model nor a codec is left"),
+        (("-m", "none", "-m", "a", "--codec", "jpeg"), "'none' stands alone"),
+        (("-m", "none", "-q", 2, "--codec", "jpeg"), "--rate and --backend are for models"),
+        (("--codec", "jpeg", "--backend", "onnx"), "--rate and --backend are for models"),
         (("--backend", "auto"), "--backend is 'auto'; expected onnx or torch"),
         (("--resume",), "name it"),
     ],
@@ -212,6 +259,39 @@ def test_tables_fit_into_100_columns() -> None:
     assert text.count("no such library no such") < 20
     assert "growth" in text
     assert "…" not in text
+
+
+def test_pictures_are_named_where_there_are_several() -> None:
+    task = Task(
+        kind="classic", system="JPEG", setting="80", backend="Pillow", picture="a.png", height=8,
+        width=9, runs=1, warmup=0,
+    )  # fmt: skip
+    one, two = finished(task), finished(replace(task, picture="b.png"))
+    here = Machine(cpu="CPU", cores=1, memory=None, system="Linux")
+
+    def printed(*runs: SpeedRun) -> str:
+        written = StringIO()
+        results = SpeedResults(command="", machine=here, runs=runs)
+        print_tables(results, Console(file=written, width=100))
+        return written.getvalue()
+
+    assert "a.png" in printed(one, two) and "b.png" in printed(one, two)
+    assert "a.png" not in printed(one, one)
+
+
+def test_models_of_one_name_are_not_taken_for_each_other(
+    lic: Lic, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "speed.json"
+    command = ("bench", "speed", "-m", tiny_bundle, "--backend", "onnx", *QUICK, "-o", target)
+    assert lic(*command).code == 0
+    (row,) = SpeedResults.from_bytes(target.read_bytes(), "here").runs
+    assert row.fingerprint == Bundle.open(tiny_bundle).manifest.fingerprint
+    another = target.read_bytes().replace(row.fingerprint.encode(), b"0" * 16)
+    target.write_bytes(another)
+    assert lic(*command, "--resume").code == 0
+    new, old = SpeedResults.from_bytes(target.read_bytes(), "here").runs
+    assert (new.fingerprint, old.fingerprint) == (row.fingerprint, "0" * 16)
 
 
 def test_help_names_it(lic: Lic) -> None:

@@ -154,3 +154,12 @@ def test_a_long_list_is_cut(tmp_path: Path) -> None:
         (tmp_path / f"b{i}.png").write_bytes(b"no picture")
     remark = open_dataset(tmp_path).dataset.remark
     assert remark.endswith("b0.png, b1.png, b2.png, b3.png and 2 more")
+
+
+def test_all_known_pictures_of_a_larger_set_are_a_sample_of_it(trio: Path) -> None:
+    assert open_dataset(trio).dataset.name == "Trio"
+    file = trio.parent / "known.json"
+    file.write_text(file.read_text().replace('"pictures": 3', '"pictures": 4'))
+    found = open_dataset(trio).dataset
+    assert (found.name, found.known) == ("pictures", False)
+    assert "holds 3 of the 4 pictures of Trio" in found.remark

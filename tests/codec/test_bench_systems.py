@@ -24,6 +24,11 @@ Pixels = NDArray[np.uint8]
 INSTALLED = installed_formats()
 
 
+@pytest.mark.parametrize("key", FORMATS)
+def test_times_are_of_a_setting_whose_rate_is_measured(key: str) -> None:
+    assert FORMATS[key].usual in FORMATS[key].settings
+
+
 def test_pillow_brings_all_but_jpeg_xl() -> None:
     assert set(FORMATS) - set(INSTALLED) <= {"jpegxl"}
 
@@ -158,6 +163,9 @@ def test_names_tell_backends_and_paths_apart(tiny_bundle: Path, tmp_path: Path) 
     copy = Bundle.open(Path(shutil.copytree(tiny_bundle, tmp_path / "other" / "1")))
     names = [s.name for s in lic_systems([[bundle], [copy]])]
     assert names == [f"tiny-relu of {b.path.parent}" for b in (bundle, copy)]
+    names = [s.name for s in lic_systems([[bundle], [copy]], ["onnx", "torch"], given=["a", "b"])]
+    assert names == [f"tiny-relu ({e}) of {run}" for run in "ab" for e in ("onnx", "torch")]
+    assert [s.name for s in lic_systems([[bundle]], given=["a"])] == ["tiny-relu"]
     with pytest.raises(ConfigError, match="is named 2 times; once is enough"):
         lic_systems([[bundle], [bundle]])
     twice: list[System] = [Classic(key="jpeg"), parse_classic("jpeg:optimise=yes")]

@@ -66,6 +66,8 @@ def test_only_visible_pictures_are_found(tmp_path: Path) -> None:
     assert find_pictures(tmp_path / "b.png") == [tmp_path / "b.png"]
     with pytest.raises(ImageError, match="holds no pictures"):
         find_pictures(tmp_path / "folder.png")
+    with pytest.raises(ImageError, match=r"gone: cannot be read \(No such file"):
+        find_pictures(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def import_(
         curves=tuple(curves.values()),
     )
     write_output(results.to_bytes(), output, force=force)
-    out.note(f"{len(curves)} curves -> {output}")
+    out.note(f"{len(curves)} curve{'s' * (len(curves) != 1)} -> {output}")
 
 
 def export(
@@ -312,6 +312,8 @@ def export(
         output / f"{_file_name(curve.system)}.json" if several else output for curve in side.curves
     ]
     for target in targets:
+        if targets.count(target) > 1:
+            raise ConfigError(f"{target} is the file of two systems; name one, as in {_SIDE}")
         check_target(target, force=force)
     for curve, target in zip(side.curves, targets, strict=True):
         write_output(export_curve(curve), target, force=force)

@@ -11,7 +11,7 @@ import typer
 from lic.cli import options
 from lic.cli.batch import check_target, write_output
 from lic.cli.console import Exit, Output, note_precision
-from lic.cli.measuring import bundles_of, number, progress_bar
+from lic.cli.measuring import NONE, bundles_of, chosen, named, number, progress_bar
 from lic.codec.errors import ConfigError, LicError, OutputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lic.codec.benchmark.schema import Point, RdResults
     from lic.codec.benchmark.systems import System
 
-NONE = "none"
 _MOST_FAILURES = 20
 
 
@@ -97,7 +96,7 @@ def rd(
         raise ConfigError("--cache contradicts --no-cache; take one of them")
     out = Output(-1 if quiet else 0, as_json)
     note_precision(out, precision, device)
-    models = _chosen(model, [None], "--model")
+    models = chosen(model, [None], "--model")
     if not models and (rate or backend):
         raise ConfigError("--rate and --backend are for models; leave them out with -m none")
     codecs = _codecs(codec)
@@ -109,7 +108,12 @@ def rd(
     with contextlib.ExitStack() as stack:
         families = [stack.enter_context(bundles_of(name, rate)) for name in models]
         own = lic_systems(
-            families, backend or ("auto",), device=device, threads=threads, precision=precision
+            families,
+            backend or ("auto",),
+            given=named(models),
+            device=device,
+            threads=threads,
+            precision=precision,
         )
         systems: list[System] = [*own, *classics]
         if not systems:
@@ -153,18 +157,10 @@ def rd(
         raise typer.Exit(Exit.BATCH)
 
 
-def _chosen(given: list[str] | None, default: Sequence[Any], option: str) -> list[Any]:
-    if not given:
-        return list(default)
-    if NONE in given and len(given) > 1:
-        raise ConfigError(f"{option} is {', '.join(given)}; 'none' stands alone")
-    return [] if given == [NONE] else list(given)
-
-
 def _codecs(given: list[str] | None) -> list[str]:
     from lic.codec.benchmark.classic import installed_formats
 
-    return _chosen(given, installed_formats(), "--codec")
+    return chosen(given, installed_formats(), "--codec")
 
 
 def _lpips(wanted: bool | None, out: Output) -> bool:

@@ -1,5 +1,6 @@
 """lic bench speed: time, memory and work of codecs, each configuration in its own process."""
 
+import contextlib
 import itertools
 import shlex
 import sys
@@ -12,6 +13,7 @@ import typer
 
 from lic.cli import batch, options
 from lic.cli.console import Exit, Output
+from lic.cli.measuring import bundles_of, chosen, named
 from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +36,12 @@ def speed(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("-m", "--model", help="Names or paths of bundles; see 'lic models'."),
+        typer.Option(
+            "-m",
+            "--model",
+            help="As for 'lic bench rd': bundle's name or path, run of lic train, or checkpoint; "
+            "repeatable. 'none' for none. Default: lic's default model, unless --codec is given.",
+        ),
     ] = None,
     rate: Annotated[
         list[int] | None, typer.Option("-q", "--rate", help="Rate points. Default: the middle.")
@@ -99,6 +106,7 @@ def speed(
     from lic.codec.benchmark.machine import machine
     from lic.codec.benchmark.schema import SpeedResults
     from lic.codec.benchmark.speed import accelerators, measure
+    from lic.codec.benchmark.systems import tell_apart
 
     out = Output(as_json=as_json)
     previous = _previous(output, resume=resume, force=force)
@@ -115,8 +123,12 @@ def speed(
     if qualities and not codec:
         raise ConfigError("--qualities is for classic codecs; name some by --codec")
     settings = [quality.strip() for quality in qualities.split(",")] if qualities else []
-    bundles = _bundles(model, rate) if model or rate or not codec else []
-    tasks = [*grid.of_bundles(bundles), *grid.of_codecs(codec or [], settings)]
+    models = chosen(model, [None] if rate or not codec else [], "--model")
+    if not models and not codec:
+        raise ConfigError("neither a model nor a codec is left to be measured")
+    if not models and (rate or backend):
+        raise ConfigError("--rate and --backend are for models; leave them out, or name one by -m")
+    classics = list(grid.of_codecs(codec or [], settings))
     here, rows = machine(), list["SpeedRun"]()
     command = shlex.join(["lic", *sys.argv[1:]])
 
@@ -130,12 +142,18 @@ def speed(
             f"{output}: was measured on {previous.machine.cpu}, this is {here.cpu}; choose another "
             "file"
         )
-    for row in measure(tasks, limit=limit, previous=previous):
-        rows.append(row)
-        out.result(asdict(row), _line(row, len(rows), len(tasks)))
-        if output:
-            # After each row: an interruption loses the one under way.
-            batch.write_output(results().to_bytes(), output, force=force or len(rows) > 1 or resume)
+    with contextlib.ExitStack() as stack:
+        families = [_bundles(stack, name, rate) for name in models]
+        names = tell_apart([family[0].manifest.name for family in families], named(models))
+        found = zip(names, families, strict=True)
+        tasks = [*(task for each in found for task in grid.of_bundles(*each)), *classics]
+        for row in measure(tasks, limit=limit, previous=previous):
+            rows.append(row)
+            out.result(asdict(row), _line(row, len(rows), len(tasks)))
+            if output:
+                # After each row: an interruption loses the one under way.
+                again = force or len(rows) > 1 or resume
+                batch.write_output(results().to_bytes(), output, force=again)
     if not as_json:
         from lic.cli.bench_speed_tables import print_tables
 
@@ -158,13 +176,12 @@ def _previous(output: Path | None, *, resume: bool, force: bool) -> "SpeedResult
     return SpeedResults.from_bytes(output.read_bytes(), str(output))
 
 
-def _bundles(models: list[str] | None, rates: list[int] | None) -> list["Bundle"]:
-    from lic.codec.library import family, select
-
-    names: list[str | None] = [*models] if models else [None]
-    if rates:
-        return [bundle for name in names for bundle in family(name, rates)]
-    return [select(name) for name in names]
+def _bundles(
+    stack: contextlib.ExitStack, model: str | None, rates: list[int] | None
+) -> list["Bundle"]:
+    """Return the bundles of the rate points, by default the middle one as `select` takes it."""
+    found = stack.enter_context(bundles_of(model, rates))
+    return found if rates else [found[len(found) // 2]]
 
 
 def _sources(paths: Sequence[Path], sizes: Sequence[str]) -> list[tuple[str, "Pixels"]]:
@@ -214,16 +231,19 @@ class Grid:
         self._threads, self._batches = threads, batches
         self._runs, self._warmup = runs, warmup
 
-    def of_bundles(self, bundles: Sequence["Bundle"]) -> Iterator[tuple["Task", "Pixels"]]:
-        """Yield the tasks of lic's codecs."""
+    def of_bundles(
+        self, name: str, bundles: Sequence["Bundle"]
+    ) -> Iterator[tuple["Task", "Pixels"]]:
+        """Yield the tasks of a family of bundles, which is called `name`."""
         for bundle in bundles:
             for backend, device in self._engines(bundle):
                 for threads, precision in itertools.product(self._threads, self._precisions):
                     yield from self._tasks(
                         kind="lic",
-                        system=bundle.manifest.name,
+                        system=name,
                         setting=str(bundle.manifest.rate_point),
                         path=str(bundle.path.resolve()),
+                        fingerprint=bundle.manifest.fingerprint,
                         backend=backend,
                         device=device,
                         threads=threads,
@@ -275,8 +295,10 @@ class Grid:
 
 
 def _line(row: "SpeedRun", number: int, count: int) -> str:
+    from lic.codec.benchmark.speed import size_of
+
     what = f"{number}/{count} {row.system} {row.setting}, {row.backend} {row.device}"
-    what += f", {row.height}x{row.width}"
+    what += f", {size_of(row)}"
     if row.error or not row.encode or not row.decode:
         return f"{what}: {row.error}"
     return f"{what}: encode {row.encode.wall.median:.1f} ms, decode {row.decode.wall.median:.1f} ms"

@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lic.codec.benchmark.schema import DirectionTimes, SpeedResults, SpeedRun
-from lic.codec.benchmark.speed import growth
+from lic.codec.benchmark.speed import engine_of, growth, size_of
 
 Numbered = list[tuple[int, SpeedRun]]
 
@@ -26,19 +26,21 @@ def print_tables(results: SpeedResults, console: Console) -> None:
 
 def _rows(rows: Numbered) -> Table:
     table = _table("what was measured")
-    for heading in ("#", "system", "engine", "HxW", "bytes", "cold ms", "MB", "kMAC/px", "param."):
+    several = len({row.picture for _, row in rows}) > 1
+    numbers = ("HxW", "bytes", "cold ms", "MB", "kMAC/px", "param.")
+    for heading in ("#", "system", "engine", *(["picture"] if several else []), *numbers):
         # Names may break, numbers may not.
-        name = heading in ("system", "engine")
+        name = heading in ("system", "engine", "picture")
         side: JustifyMethod = "left" if name else "right"
         table.add_column(heading, justify=side, overflow="fold", no_wrap=not name)
     for number, row in rows:
         macs = row.kmac_per_pixel
-        size = f"{row.height}x{row.width}"
         table.add_row(
             str(number),
             escape(f"{row.system} {row.setting}"),
-            escape(_engine(row)),
-            f"{row.batch} x {size}" if row.batch > 1 else size,
+            escape(engine_of(row)),
+            *([escape(row.picture)] if several else []),
+            size_of(row),
             _number(row.bytes, "{:,}"),
             _number(row.cold_start, "{:.0f}"),
             _number(row.peak_memory, "{:.0f}", 1e6),
@@ -88,7 +90,7 @@ def _growth(rows: Numbered) -> list[Table]:
         exponents = [spent[name] for spent in (fit.wall, fit.cpu) for name in ("encode", "decode")]
         table.add_row(
             escape(f"{fit.row.system} {fit.row.setting}"),
-            escape(_engine(fit.row)),
+            escape(engine_of(fit.row)),
             f"{fit.sizes}, {fit.low / 1e6:.3g} to {fit.high / 1e6:.3g}",
             *(f"{each:.2f}" for each in exponents),
         )
@@ -108,8 +110,8 @@ def _say_failures(rows: Numbered, console: Console) -> None:
     reasons: dict[str, list[str]] = {}
     for number, row in rows:
         if row.error:
-            size = f"{row.height}x{row.width}"
-            named = f"{number} ({row.system} {row.setting}, {row.backend} {row.device}, {size})"
+            engine = f"{row.backend} {row.device}"
+            named = f"{number} ({row.system} {row.setting}, {engine}, {size_of(row)})"
             reasons.setdefault(row.error, []).append(named)
     for reason, which in reasons.items():
         console.print(f"failed: {escape('; '.join(which))}: {escape(reason)}")
@@ -122,16 +124,6 @@ def _table(title: str, *columns: str) -> Table:
 def _directions(row: SpeedRun) -> list[tuple[str, DirectionTimes]]:
     both = (("encode", row.encode), ("decode", row.decode))
     return [(name, times) for name, times in both if times]
-
-
-def _engine(row: SpeedRun) -> str:
-    """Return backend, what really computed, precision and threads in few words."""
-    parts = [row.backend, row.provider.replace("ExecutionProvider", "")]
-    if row.precision not in ("", "float32"):
-        parts.append(row.precision)
-    if row.threads:
-        parts.append(f"{row.threads} thr.")
-    return " ".join(part for part in parts if part)
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:

@@ -3,9 +3,9 @@
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lic.cli.console import Output
 from lic.cli.extras import require
@@ -14,6 +14,24 @@ from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
     from lic.codec.bundle import Bundle
+
+NONE = "none"
+
+
+def chosen(given: list[str] | None, default: Sequence[Any], option: str) -> list[Any]:
+    """Return what was named as often as wanted, the default, or nothing for "none"."""
+    if not given:
+        return list(default)
+    if NONE in given and len(given) > 1:
+        raise ConfigError(f"{option} is {', '.join(given)}; 'none' stands alone")
+    return [] if given == [NONE] else list(given)
+
+
+def named(models: Sequence[str | None]) -> list[str]:
+    """Return what models are asked for by; None is lic's own."""
+    from lic.codec.library import DEFAULT_MODEL
+
+    return [model or DEFAULT_MODEL for model in models]
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """What a report compares with what, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 
 from lic.codec.benchmark.anchors import published_beside
-from lic.codec.benchmark.report.content import METRICS, Content, gather, points_of
+from lic.codec.benchmark.report.content import METRICS, Content, curve_of, gather, points_of
 from lic.codec.benchmark.report.deltas import deltas
 from lic.codec.benchmark.schema import Curve, Dataset, Point
 from lic.codec.errors import ConfigError
@@ -51,6 +53,32 @@ def test_files_of_the_same_pictures_share_a_section() -> None:
     assert [c.system for c in content.sections[0].curves] == ["JPEG", "JPEG (b)"]
     assert [source.kind for source in content.sources] == ["rd", "rd", "rd", "speed"]
     assert [number for number, _ in content.runs] == [3]
+
+
+def test_a_timing_belongs_to_the_curve_of_its_model_and_engine() -> None:
+    onnx, torch = (
+        replace(
+            curve(f"new ({backend})", kind="lic"),
+            details={"backend": backend, "fingerprints": {"2": "abc"}},
+        )
+        for backend in ("onnx", "torch")
+    )
+    ours = [onnx, torch, curve("JPEG"), curve("other", kind="lic")]
+    theirs = [curve("new", kind="published"), curve("WebP", kind="published")]
+    (section,) = gather({"rd.json": rd_results(*ours)}, lambda _: theirs).sections
+    run = speed_run("new", 5)
+
+    def found(**changes: str) -> str | None:
+        curve = curve_of(section, replace(run, **changes))  # type: ignore[arg-type]
+        return curve.system if curve else None
+
+    assert found(backend="torch") == "new (torch)" and found() == "new (onnx)"
+    assert found(backend="torch", fingerprint="abc", system="renamed") == "new (torch)"
+    assert found(fingerprint="def") is None
+    # A rate point that was not measured still is a model of this name.
+    assert found(fingerprint="def", setting="9") == "new (onnx)"
+    assert found(system="JPEG", backend="Pillow") == "JPEG"
+    assert found(system="WebP", backend="Pillow") is None
 
 
 def test_imported_curves_join_the_known_set_of_their_name() -> None:

@@ -295,3 +295,5 @@ def test_failures_of_speed_are_told_apart_from_times(opened: "Chrome") -> None:
     before = run(opened, "document.querySelector('#speed-body .axis-name').textContent")
     one(opened, "#speed-y").send_keys("Peak")
     assert run(opened, "document.querySelector('#speed-body .axis-name').textContent") != before
+    offered = run(opened, "[...document.querySelector('#speed-x').options].map((o) => o.value)")
+    assert {"decode", "decode-cpu", "encode-cpu", "memory", "bd-psnr"} <= set(offered)

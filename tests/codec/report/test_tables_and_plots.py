@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -38,7 +39,7 @@ def test_tables_hold_the_numbers() -> None:
     assert tables["kodak-points"].rows[0][:5] == ("new", "measured", "1", 0.1 * 0.7, 27.0)
     assert tables["kodak-points"].rows[-1][:3] == ("VVC VTM", "published", "")
     speed = tables["speed"].rows
-    assert speed[0][7] == 50 and speed[-1][-1] == "no GPU here" and speed[-1][7] is None
+    assert speed[0][8] == 50 and speed[-1][-1] == "no GPU here" and speed[-1][8] is None
 
 
 def test_all_forms_survive_names_that_mean_something_to_them() -> None:
@@ -69,6 +70,39 @@ def test_plots_are_pictures_and_the_same_each_time() -> None:
     section = content(NASTY).sections[0]
     again = plot_files(Content(sections=(section,), runs=(), sources=()))
     assert again["kodak-psnr.svg"] == files["kodak-psnr.svg"]
+
+
+def test_lines_of_growth_are_of_one_engine_and_one_picture() -> None:
+    from lic.codec.benchmark.report.speed_plots import speed_figures
+
+    runs = [
+        replace(speed_run("new", 50, side=side), threads=threads, picture=picture)
+        for side in (256, 512)
+        for threads in (1, 2)
+        for picture in ("a.png", "b.png")
+    ]
+    one = speed_run("other", 50)
+    figures = dict(speed_figures(gather({"s": speed_results(*runs, one)}, lambda _: ())))
+    lines = figures["growth"].axes[0].lines
+    assert sorted({str(line.get_label()) for line in lines}) == [
+        f"new 2, onnx CPU {threads} thr., {picture}, {way}"
+        for threads in (1, 2)
+        for picture in ("a.png", "b.png")
+        for way in ("decode", "encode")
+    ]
+    assert all(len(line.get_xdata()) == 2 for line in lines)  # type: ignore[arg-type]
+
+
+def test_speed_is_plotted_against_the_rates_of_its_own_engine() -> None:
+    from lic.codec.benchmark.report.speed_plots import speed_figures
+
+    engines = [curve(f"new ({name})", 0.7, kind="lic") for name in ("onnx", "torch")]
+    rd = rd_results(curve("JPEG"), *engines)
+    timed = speed_results(speed_run("new", 50), speed_run("JPEG", 5), speed_run("unknown", 5))
+    figures = dict(speed_figures(gather({"rd": rd, "s": timed}, lambda _: ())))
+    dots = figures["speed-and-bd-rate-512x512"].axes[0].collections
+    heights = [dot.get_offsets()[0][1] for dot in dots]  # type: ignore[index]
+    assert heights == pytest.approx([-30, 0])
 
 
 def test_results_of_speed_alone_are_a_report(monkeypatch: pytest.MonkeyPatch) -> None:

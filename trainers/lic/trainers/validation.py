@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lic.codec.benchmark.evaluate import evaluate, installed_backends, read_plain, summarise
+from lic.codec.benchmark.datasets import read_plain
+from lic.codec.benchmark.evaluate import evaluate, installed_backends, summarise
 from lic.codec.bundle import Bundle
 from lic.codec.errors import NumericsError, TrainingError
 from lic.codec.metrics import ms_ssim, psnr

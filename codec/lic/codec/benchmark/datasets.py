@@ -56,17 +56,21 @@ def find_pictures(folder: Path) -> list[Path]:
     """Return the pictures in a folder, or the one file; hidden files do not count.
 
     Raises:
-        ImageError: there is none.
+        ImageError: there is none, no such folder, or it cannot be read.
     """
-    if folder.is_file():
-        return [folder]
-    found = sorted(
-        path
-        for path in folder.glob("*")
-        if path.suffix.lower() in READABLE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
+    try:
+        if folder.is_file():
+            return [folder]
+        found = sorted(
+            path
+            # Not glob: to it, what cannot be read is empty.
+            for path in folder.iterdir()
+            if path.suffix.lower() in READABLE_SUFFIXES
+            and not path.name.startswith(".")
+            and path.is_file()
+        )
+    except OSError as error:
+        raise ImageError(f"{folder}: cannot be read ({error.strerror})") from None
     if not found:
         raise ImageError(f"{folder}: holds no pictures")
     return found

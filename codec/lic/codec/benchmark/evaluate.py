@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lic.codec.benchmark.datasets import find_pictures, read_plain
+from lic.codec.benchmark.datasets import read_plain
 from lic.codec.bundle import Bundle
 from lic.codec.container import Header, parse
 from lic.codec.errors import NumericsError
@@ -22,16 +22,6 @@ from lic.codec.metrics import bpp, ms_ssim, psnr
 from lic.codec.pipeline import Codec
 from lic.codec.results import Decoded, Encoded
 from lic.codec.tiling import places, tile_to_network, to_network
-
-__all__ = [
-    "ALLOWED_BYTES",
-    "Row",
-    "evaluate",
-    "find_pictures",
-    "installed_backends",
-    "read_plain",
-    "summarise",
-]
 
 Estimate = Callable[[NDArray[np.uint8], Header], float]
 # What a file may exceed its likelihood estimate by: headers and checksums, beyond half a percent.

@@ -111,7 +111,9 @@ def measure(
 def failures(results: RdResults) -> list[str]:
     """Return which rows have no numbers, and why."""
     return [
-        f"{curve.system} at {point.setting}, {row.picture}: {row.error}"
+        # What cannot be read names the picture itself.
+        f"{curve.system} at {point.setting}, {row.picture}: "
+        f"{row.error.removeprefix(f'{row.picture}: ')}"
         for curve in results.curves
         for point in curve.points
         for row in point.rows

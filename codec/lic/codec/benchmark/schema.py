@@ -174,8 +174,9 @@ class SpeedRun:
     """A system on a backend with one size of pictures.
 
     Attributes:
-        system: as in `Curve`.
+        system: as in `Curve`, without what tells engines apart there.
         setting: as in `Point`.
+        fingerprint: of the model; "" for classic codecs.
         backend: "torch", "onnx" or a classic codec's library.
         device: that was asked for.
         provider: that really computed, as the engine tells it.
@@ -218,6 +219,7 @@ class SpeedRun:
     parameters: int | None = None
     peak_device_memory: int | None = None
     energy_counters: tuple[str, ...] = ()
+    fingerprint: str = ""
     error: str | None = None
 
 

@@ -7,10 +7,8 @@ unpack is often more than the codec, and none of its own.
 Shapes: H W pixels, C channels.
 """
 
-import contextlib
 import json
 import math
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from numpy.typing import NDArray
 
 from lic.codec.benchmark.schema import SpeedResults, SpeedRun
 from lic.codec.benchmark.speed_task import SYNTHETIC, Task, check_measurable
+from lic.codec.benchmark.workers import ended
 from lic.codec.errors import ConfigError
 from lic.codec.image_io import Picture, write_picture
 
@@ -101,12 +100,9 @@ def _row(values: dict[str, Any]) -> SpeedRun:
 def _death(code: int, log: str) -> str:
     """Return why a process ended without a result: its signal or code, and its last words."""
     if code < 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-code).name
-            lack = ", most often for lack of memory" if name == "SIGKILL" else ""
-            return f"the process was ended by {name}{lack}"
+        return f"its process {ended(code)}"
     last = log.strip().splitlines()[-1:] or ["it said nothing"]
-    return f"the process ended with code {code} and no result: {last[0][:300]}"
+    return f"its process {ended(code)} and no result: {last[0][:300]}"
 
 
 def pixels_of(picture: Pixels | None, height: int, width: int) -> Pixels:
@@ -177,16 +173,37 @@ class Growth:
     cpu: dict[str, float]
 
 
-def growth(rows: Sequence[SpeedRun]) -> list[Growth]:
-    """Return fits of log(median time) over log(pixels), for what has at least three sizes."""
-    groups: dict[SpeedRun | str, list[SpeedRun]] = {}
+def engine_of(row: SpeedRun) -> str:
+    """Return backend, what really computed, precision and threads in few words."""
+    parts = [row.backend, (row.provider or row.device).replace("ExecutionProvider", "")]
+    if row.precision not in ("", "float32"):
+        parts.append(row.precision)
+    if row.threads:
+        parts.append(f"{row.threads} thr.")
+    return " ".join(parts)
+
+
+def size_of(row: SpeedRun) -> str:
+    """Return height x width as --size takes them, and how many pictures at a time."""
+    size = f"{row.height}x{row.width}"
+    return f"{row.batch} x {size}" if row.batch > 1 else size
+
+
+def by_size(rows: Iterable[SpeedRun]) -> list[list[SpeedRun]]:
+    """Return the rows that were measured, those that differ in nothing but the size together."""
+    groups: dict[tuple[object, ...], list[SpeedRun]] = {}
     for row in rows:
         if row.encode and row.decode:
-            fixed = row.system, row.setting, row.backend, row.device, row.precision, row.threads
-            key = repr((*fixed, row.picture, row.batch))
-            groups.setdefault(key, []).append(row)
+            system = row.system, row.setting, row.fingerprint, row.picture, row.batch
+            engine = row.backend, row.device, row.precision, row.threads
+            groups.setdefault((*system, *engine), []).append(row)
+    return list(groups.values())
+
+
+def growth(rows: Sequence[SpeedRun]) -> list[Growth]:
+    """Return fits of log(median time) over log(pixels), for what has at least three sizes."""
     found = []
-    for group in groups.values():
+    for group in by_size(rows):
         sizes = [row.width * row.height for row in group]
         if len(set(sizes)) >= LEAST_SIZES:
             found.append(
@@ -213,9 +230,10 @@ def _exponents(rows: Sequence[SpeedRun], sizes: Sequence[int], clock: str) -> di
 
 
 def accelerators(rows: Iterable[SpeedRun]) -> tuple[str, ...]:
-    """Return the names of GPUs that rows tell of."""
-    gpus = (row.provider for row in rows if row.backend == "torch" and row.device != "cpu")
-    return tuple(dict.fromkeys(name for name in gpus if name))
+    """Return what computed beside the processor; ONNX Runtime names no GPU, but its provider."""
+    beside = (row for row in rows if row.device != "cpu" and not row.error)
+    names = (row.provider if row.backend == "torch" else row.device for row in beside)
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 __all__ = [
@@ -223,8 +241,11 @@ __all__ = [
     "Growth",
     "Task",
     "accelerators",
+    "by_size",
+    "engine_of",
     "growth",
     "measure",
     "pixels_of",
+    "size_of",
     "synthetic",
 ]

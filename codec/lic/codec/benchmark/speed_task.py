@@ -21,6 +21,7 @@ class Task:
         system: as in `SpeedRun`.
         setting: rate point or quality.
         path: of the bundle; of a classic codec what --codec says, with its options.
+        fingerprint: of the bundle.
         picture: its name.
         height, width: of it.
         batch: pictures that are coded at the same time.
@@ -31,6 +32,7 @@ class Task:
     system: str
     setting: str
     path: str = ""
+    fingerprint: str = ""
     backend: str
     device: str = "cpu"
     threads: int = 0
@@ -58,6 +60,7 @@ class Task:
         return SpeedRun(
             system=self.system,
             setting=self.setting,
+            fingerprint=self.fingerprint,
             backend=self.backend,
             device=self.device,
             precision=self.precision,
@@ -80,7 +83,7 @@ class Task:
 
 
 _IDENTITY = (
-    *("system", "setting", "backend", "device", "threads", "picture"),
+    *("system", "setting", "fingerprint", "backend", "device", "threads", "picture"),
     *("width", "height", "batch", "runs", "warmup"),
 )
 

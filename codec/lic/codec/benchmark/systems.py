@@ -177,11 +177,21 @@ def lic_systems(
     families: Sequence[Sequence[Bundle]],
     backends: Sequence[str] = ("auto",),
     *,
+    given: Sequence[str] = (),
     device: str = "cpu",
     threads: int = 1,
     precision: str = "float32",
 ) -> list[LicSystem]:
     """Return every family of bundles on every backend, under names that tell them apart.
+
+    Args:
+        families: each by rate point.
+        backends: of `lic.codec.pipeline.Codec`.
+        given: what each family was asked for by, which a name says where two have the same; by
+            default the path, which of a run's bundle is another one each time.
+        device: see `LicSystem`.
+        threads: see `LicSystem`.
+        precision: see `LicSystem`.
 
     Raises:
         ConfigError: no such backend, or a family twice.
@@ -198,11 +208,23 @@ def lic_systems(
         for bundles in families
         for backend in backends
     ]
-    for telling in (_by_backend, _by_path) if len(backends) > 1 else (_by_path,):
+    if len(backends) > 1:
         counts = Counter(system.name for system in found)
-        found = [replace(s, name=telling(s)) if counts[s.name] > 1 else s for s in found]
+        found = [replace(s, name=_by_backend(s)) if counts[s.name] > 1 else s for s in found]
+    told = given or [str(bundles[0].path.parent) for bundles in families]
+    names = tell_apart([s.name for s in found], [each for each in told for _ in backends])
+    found = [replace(s, name=name) for s, name in zip(found, names, strict=True)]
     check_names(found)
     return found
+
+
+def tell_apart(names: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Return names; those that are there more than once say what they were asked for by."""
+    counts = Counter(names)
+    return [
+        f"{name} of {asked}" if counts[name] > 1 else name
+        for name, asked in zip(names, given, strict=True)
+    ]
 
 
 def check_names(systems: Sequence[System]) -> None:
@@ -218,10 +240,6 @@ def check_names(systems: Sequence[System]) -> None:
 
 def _by_backend(system: LicSystem) -> str:
     return f"{system.name} ({engine(system.bundles[0], system.backend, system.device)})"
-
-
-def _by_path(system: LicSystem) -> str:
-    return f"{system.name} of {system.bundles[0].path.parent}"
 
 
 def _library(backend: str) -> str:

@@ -20,6 +20,16 @@ R = TypeVar("R")
 _PROCESSES = multiprocessing.get_context("spawn")
 
 
+def ended(exit_code: int | None) -> str:
+    """Return how a process ended, in words, from its exit code; below 0 that is a signal."""
+    if exit_code is not None and exit_code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-exit_code).name
+            told = " (often: out of memory)" if name == "SIGKILL" else ""
+            return f"was ended by {name}{told}"
+    return f"ended with exit code {exit_code}"
+
+
 @dataclass(frozen=True)
 class Died:
     """What came of a piece of work whose process ended over it."""
@@ -29,12 +39,7 @@ class Died:
     @property
     def reason(self) -> str:
         """How it ended, in words."""
-        if self.exit_code is not None and self.exit_code < 0:
-            with contextlib.suppress(ValueError):
-                name = signal.Signals(-self.exit_code).name
-                told = " (often: out of memory)" if name == "SIGKILL" else ""
-                return f"its process was ended by {name}{told}"
-        return f"its process ended with exit code {self.exit_code}"
+        return f"its process {ended(self.exit_code)}"
 
 
 def spread(

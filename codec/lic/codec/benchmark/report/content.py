@@ -139,6 +139,25 @@ def points_of(curve: Curve, metric: Metric) -> list[tuple[Point, float, float]]:
     )
 
 
+def curve_of(section: Section, run: SpeedRun) -> Curve | None:
+    """Return the measured curve of what was timed, None where there is none.
+
+    It is that of the same model. Where rates were measured on several engines, their curves bear
+    the engines' names, and a run belongs to its own.
+    """
+
+    def suits(curve: Curve) -> bool:
+        fingerprints = curve.details.get("fingerprints")
+        model = fingerprints.get(run.setting) if isinstance(fingerprints, dict) else None
+        if model and run.fingerprint:
+            return bool(model == run.fingerprint)
+        return curve.system in (run.system, f"{run.system} ({run.backend})")
+
+    found = [curve for curve in section.measured if suits(curve)]
+    found.sort(key=lambda curve: curve.details.get("backend") != run.backend)
+    return found[0] if found else None
+
+
 def gather(
     files: Mapping[str, Results], anchors: Anchors, chosen: Sequence[str] | None = None
 ) -> Content:

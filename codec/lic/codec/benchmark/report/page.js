@@ -236,7 +236,7 @@ function drawAbout() {
       el("div", {}, sortable({
         rows: s.pictures, name: "pictures", columns: [
           { label: "Picture", value: (p) => p.name, heading: true },
-          { label: "Size", value: (p) => p.width * p.height, show: (p) => (p.width ? `${p.width} × ${p.height}` : "cannot be read") },
+          { label: "Width × height", value: (p) => p.width * p.height, show: (p) => (p.width ? `${p.width} × ${p.height}` : "cannot be read") },
           { label: "SHA-256", value: (p) => p.sha256, show: (p) => el("code", {}, p.sha256) }],
       })))));
 }

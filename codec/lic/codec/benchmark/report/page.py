@@ -14,10 +14,18 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
-from lic.codec.benchmark.report.content import METRICS, Content, Metric, Section, points_of
+from lic.codec.benchmark.report.content import (
+    METRICS,
+    Content,
+    Metric,
+    Section,
+    curve_of,
+    points_of,
+)
 from lic.codec.benchmark.report.deltas import LITTLE_OVERLAP, deltas
 from lic.codec.benchmark.report.views import View
-from lic.codec.benchmark.schema import Curve
+from lic.codec.benchmark.schema import Curve, SpeedRun
+from lic.codec.benchmark.speed import size_of
 
 # In this order: each uses those before it.
 SCRIPTS = ("base.js", "chart.js", "tables.js", "speed.js", "viewer.js", "page.js")
@@ -61,7 +69,7 @@ def page_data(content: Content, views: Sequence[View], command: str) -> dict[str
         "command": command,
         "littleOverlap": LITTLE_OVERLAP,
         "sections": [_section(section) for section in content.sections],
-        "runs": [{"source": number, **asdict(run)} for number, run in content.runs],
+        "runs": [_run(content, number, run) for number, run in content.runs],
         "sources": [asdict(source) for source in content.sources],
         "views": [asdict(view) for view in views],
     }
@@ -85,6 +93,13 @@ def _section(section: Section) -> dict[str, Any]:
         "deltas": {m.key: [asdict(d) for d in deltas(section, m)] for m in section.metrics},
         "rows": [row for curve in section.measured for row in _rows(curve)],
     }
+
+
+def _run(content: Content, source: int, run: SpeedRun) -> dict[str, Any]:
+    """Return a run, and which curve tells its rate and quality: one of the first data set."""
+    curve = curve_of(content.sections[0], run) if content.sections else None
+    told = {"source": source, "curve": curve.system if curve else None}
+    return {**told, **asdict(run), "size": size_of(run)}
 
 
 def _curve(curve: Curve, section: Section) -> dict[str, Any]:

@@ -4,33 +4,35 @@
 const DIRECTIONS = [["encode", "Encode"], ["decode", "Decode"]];
 const worked = (run) => !run.error && (run.encode || run.decode);
 
-function sizeOf(run) {
-  const size = `${run.width} × ${run.height}`;
-  return run.batch > 1 ? `${size}, batch of ${run.batch}` : size;
-}
+const systemOf = (run) => run.curve ?? run.system;
+const differ = (runs, of) => new Set(runs.map(of)).size > 1;
 
 function engineOf(run) {
-  const device = run.provider || run.device;
-  const threads = run.threads ? plural(run.threads, "thread") : "threads: automatic";
+  const device = (run.provider || run.device).replace("ExecutionProvider", "");
+  // Of a classic codec, what Pillow takes is not told.
+  const automatic = run.backend === "Pillow" ? "" : "threads: automatic";
+  const threads = run.threads ? plural(run.threads, "thread") : automatic;
   return [run.backend, device, run.precision, threads].filter(Boolean);
 }
 
-/* What a run can be placed by: [key, name, value, digits, logarithmic]. Quality is the data set's
+/* What a run can be placed by: key, name, value of a run, logarithmic. Quality is the data set's
    mean at the same setting, from the files of rates. */
 function measuresOf(section) {
-  const of = (key, name, value, log, text) => ({ key, name, value, log, text });
+  const of = (key, name, value, log) => ({ key, name, value, log });
   const found = [
     of("decode", "Decode (Mpx/s)", (r) => r.decode?.mpx_per_s, true),
     of("encode", "Encode (Mpx/s)", (r) => r.encode?.mpx_per_s, true),
+    // On a machine with other work on it, these are what compares.
+    ...DIRECTIONS.map(([way, name]) => of(`${way}-cpu`, `${name}, processor time (ms)`, (r) => r[way]?.cpu.median, true)),
     of("memory", "Peak memory (MB)", (r) => (r.peak_memory === null ? null : r.peak_memory / 1e6), true),
   ];
   if (!section) return found;
   const anchor = section.anchors[0];
-  for (const m of section.metrics)
+  for (const m of anchor ? section.metrics : [])
     found.push(of(`bd-${m.key}`, `BD-rate against ${anchor}, ${m.label} (%), less is better`, (run) =>
-      (run.system === anchor ? 0
-        : section.deltas[m.key].find((d) => d.system === run.system && d.anchor === anchor)?.percent), false));
-  const curve = (run) => section.curves.find((c) => c.system === run.system && c.kind !== "published");
+      (run.curve === anchor ? 0
+        : section.deltas[m.key].find((d) => d.system === run.curve && d.anchor === anchor)?.percent), false));
+  const curve = (run) => section.curves.find((c) => c.system === run.curve);
   for (const m of section.metrics)
     found.push(of(m.key, `${m.axis} at this setting`, (run) =>
       curve(run)?.points[m.key].find(([setting]) => setting === run.setting)?.[2], false));
@@ -42,14 +44,14 @@ function drawSpeed(host, section) {
   const sources = [...new Set(report.runs.map((run) => run.source))];
   const now = { source: sources[0], size: null, x: "decode", y: null };
   const chosen = () => report.runs.filter((run) => run.source === now.source);
-  const sizes = () => [...new Set(chosen().filter(worked).map(sizeOf))];
+  const sizes = () => [...new Set(chosen().filter(worked).map((run) => run.size))];
   const usual = () => {
     // What most systems were timed on; of several such sizes, that of the pictures, or the middle one.
-    const often = (size) => chosen().filter((run) => worked(run) && sizeOf(run) === size).length;
+    const often = (size) => chosen().filter((run) => worked(run) && run.size === size).length;
     const most = Math.max(0, ...sizes().map(often));
     const common = sizes().filter((size) => often(size) === most);
     const photo = section?.pictures[0];
-    return common.find((size) => photo && size === sizeOf({ ...photo, batch: 1 })) ??
+    return common.find((size) => photo && size === `${photo.height}x${photo.width}`) ??
       common[Math.floor((common.length - 1) / 2)] ?? "";
   };
   const bar = el("div", { class: "bar" });
@@ -68,7 +70,7 @@ function drawSpeed(host, section) {
     ? new Chart(scatterHost, { label: "Speed, memory and quality of systems", wide: 0.72, least: 330, most: 430 })
     : null;
 
-  if (scatter) scatterHost.append(el("p", { class: "key" }, `Area: peak memory.${told}`));
+  if (scatter) scatterHost.append(el("p", { class: "key" }, `Area: peak memory. Dots of one kind are settings and engines of one system; point at them.${told}`));
 
   function drawBar() {
     const fields = [];
@@ -76,7 +78,7 @@ function drawSpeed(host, section) {
       fields.push(field("Measured in", choice(sources.map((i) => [String(i), report.sources[i].name]),
         String(now.source), (value) => { now.source = Number(value); now.size = usual(); draw(); })));
     if (sizes().length > 1)
-      fields.push(field("Size", choice(sizes().map((s) => [s, s]), now.size, (v) => { now.size = v; drawParts(); })));
+      fields.push(field("Height x width", choice(sizes().map((s) => [s, s]), now.size, (v) => { now.size = v; drawParts(); })));
     if (scatter) {
       const options = usable.map((m) => [m.key, m.name]);
       fields.push(field("Across", choice(options, now.x, (v) => { now.x = v; drawScatter(); }, { id: "speed-x" }), "grow"),
@@ -88,13 +90,13 @@ function drawSpeed(host, section) {
   function drawScatter() {
     if (!scatter) return;
     const [x, y] = [now.x, now.y].map((key) => usable.find((m) => m.key === key) ?? usable[0]);
-    const runs = chosen().filter((run) => worked(run) && sizeOf(run) === now.size);
+    const runs = chosen().filter((run) => worked(run) && run.size === now.size);
     scatter.show(scatterSeries(runs, x, y), scatterAxes(runs, x, y));
   }
 
   function drawParts() {
     drawScatter();
-    const runs = chosen().filter((run) => !worked(run) || sizeOf(run) === now.size);
+    const runs = chosen().filter((run) => !worked(run) || run.size === now.size);
     tableHost.replaceChildren(...speedTable(runs));
   }
 
@@ -110,16 +112,21 @@ function drawSpeed(host, section) {
 
 function scatterSeries(runs, x, y) {
   const most = Math.max(...runs.map((run) => run.peak_memory ?? 0), 1);
-  // One name a system: its other dots have the same mark, and tell the rest when pointed at.
-  const named = (run) => runs.find((other) => other.system === run.system) === run;
-  return runs.filter((run) => [x, y].every((m) => (m.value(run) ?? null) !== null)).map((run) => ({
-    name: run.system, look: looks.get(run.system), line: false,
+  const there = runs.filter((run) => [x, y].every((m) => (m.value(run) ?? null) !== null));
+  // One name a system, at its rightmost dot, beside which there is room: the others have the same
+  // mark, and tell the rest when pointed at.
+  const named = (run) => there.filter((other) => systemOf(other) === systemOf(run))
+    .reduce((a, b) => (x.value(b) > x.value(a) ? b : a)) === run;
+  const several = differ(runs, (run) => run.picture);
+  return there.map((run) => ({
+    name: systemOf(run), look: looks.get(systemOf(run)), line: false,
     points: [{
       x: x.value(run), y: y.value(run),
       r: run.peak_memory === null ? 5 : 15 * Math.sqrt(run.peak_memory / most),
-      tag: named(run) ? shortened(run.system, 24) : null,
-      lines: [["setting", run.setting], ["engine", engineOf(run).join(", ")], [x.name, brief(x.value(run))],
-        [y.name, brief(y.value(run))],
+      tag: named(run) ? shortened(systemOf(run), 24) : null,
+      lines: [["setting", run.setting], ["engine", engineOf(run).join(", ")],
+        ...(several ? [["picture", run.picture]] : []),
+        [x.name, brief(x.value(run))], [y.name, brief(y.value(run))],
         ["peak memory", run.peak_memory === null ? "not measured" : bytesText(run.peak_memory)]],
     }],
   }));
@@ -140,20 +147,20 @@ function drawGrowth(host, runs) {
   host.replaceChildren();
   const byEngine = new Map();
   for (const run of runs.filter((r) => worked(r) && r.batch === 1)) {
-    const key = [run.system, run.setting, ...engineOf(run)].join(" · ");
+    const key = [systemOf(run), run.setting, run.picture, ...engineOf(run)].join(" · ");
     byEngine.set(key, [...(byEngine.get(key) ?? []), run]);
   }
-  const grown = [...byEngine].filter(([, list]) => new Set(list.map(sizeOf)).size > 1);
+  const grown = [...byEngine].filter(([, list]) => differ(list, (run) => run.size));
   host.hidden = !grown.length;
   if (!grown.length) return;
   const chart = new Chart(host, { label: "Time by size of picture", wide: 0.72, least: 330, most: 430 });
   const area = (run) => (run.width * run.height) / 1e6;
   const series = grown.flatMap(([, list]) => DIRECTIONS.filter(([way]) => list.every((r) => r[way])).map(([way]) => ({
-    name: `${list[0].system} ${list[0].setting}, ${way}`, line: true,
-    look: { ...looks.get(list[0].system), dash: way === "decode" ? "2 4" : null, published: false },
+    name: `${systemOf(list[0])} ${list[0].setting}, ${way}`, line: true,
+    look: { ...looks.get(systemOf(list[0])), dash: way === "decode" ? "2 4" : null, published: false },
     points: [...list].sort((a, b) => area(a) - area(b)).map((run) => ({
       x: area(run), y: run[way].wall.median,
-      lines: [["engine", engineOf(run).join(", ")], ["size", sizeOf(run)],
+      lines: [["engine", engineOf(run).join(", ")], ["height x width", run.size],
         ["median", `${brief(run[way].wall.median)} ms`],
         ["a megapixel", `${brief(run[way].wall.median / area(run))} ms`]],
     })),
@@ -163,7 +170,7 @@ function drawGrowth(host, runs) {
     x: { name: "Megapixels", log: true }, y: { name: "Milliseconds", log: true },
     home: { x: padded(all.map((p) => p.x), true, 0.06), y: padded(all.map((p) => p.y), true, 0.06) },
   });
-  const names = [...new Set(grown.map(([, list]) => list[0].system))];
+  const names = [...new Set(grown.map(([, list]) => systemOf(list[0])))];
   host.append(el("ul", { class: "swatches" }, ...names.map((name) => el("li", {}, sampleOf(looks.get(name)), name)),
     el("li", {}, "solid: encode, dotted: decode")));
 }
@@ -184,9 +191,10 @@ function speedTable(runs) {
   el("li", {}, el("i", { style: `background:${colour(null)}` }), "in no stage"));
   const table = sortable({
     caption: "Medians in milliseconds; p95: 95 of 100 runs take less. Bars share one scale.",
-    rows: good, name: "runs", sort: 2,
+    rows: good, name: "runs", sort: differ(good, (r) => r.picture) ? 3 : 2,
     columns: [
-      { label: "System", value: (r) => r.system, heading: true, className: "system-cell", show: systemCell },
+      { label: "System", value: systemOf, heading: true, className: "system-cell", show: systemCell },
+      ...(differ(good, (r) => r.picture) ? [{ label: "Picture", value: (r) => r.picture }] : []),
       ...DIRECTIONS.map(([way, name]) => ({
         label: `${name} (ms)`, value: (r) => r[way]?.wall.median ?? null, className: "stack-cell", number: false,
         show: (r) => stackCell(r[way], most, colour),
@@ -216,7 +224,7 @@ function macs(run) {
 }
 
 function systemCell(run) {
-  return el("div", {}, run.system, el("small", {}, [`setting ${run.setting}`, ...engineOf(run)].join(" · ")),
+  return el("div", {}, systemOf(run), el("small", {}, [`setting ${run.setting}`, ...engineOf(run)].join(" · ")),
     ...run.fallbacks.map((text) => el("small", { class: "failed" }, `elsewhere: ${text}`)));
 }
 
@@ -239,8 +247,8 @@ function failures(runs) {
   return el("div", {}, el("h3", {}, "Not measured, and why"), sortable({
     rows: runs, name: "failures",
     columns: [
-      { label: "System", value: (r) => r.system, heading: true, show: systemCell, className: "system-cell" },
-      { label: "Size", value: (r) => (r.width ? sizeOf(r) : missing), className: "size" },
+      { label: "System", value: systemOf, heading: true, show: systemCell, className: "system-cell" },
+      { label: "Height x width", value: (r) => (r.width ? r.size : missing), className: "size" },
       { label: "Reason", value: (r) => r.error ?? "nothing was timed", className: "failed" },
     ],
   }));

@@ -1,12 +1,13 @@
 """Plots of speed for papers: stages, quality against speed, and growth with the picture's size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lic.codec.benchmark.report.content import Content, Section
+from lic.codec.benchmark.report.content import Content, Section, curve_of
 from lic.codec.benchmark.report.deltas import deltas
 from lic.codec.benchmark.report.drawing import COLOURS, MARKS, new_figure, plain
 from lic.codec.benchmark.schema import SpeedRun
+from lic.codec.benchmark.speed import by_size, engine_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,28 +17,36 @@ if TYPE_CHECKING:
 def speed_figures(content: Content) -> "Iterator[tuple[str, Figure]]":
     """Yield figures and their names; none of what was not measured."""
     runs = [run for _, run in content.runs if not run.error]
-    sizes = dict.fromkeys((run.width, run.height, run.batch) for run in runs)
-    for width, height, batch in sizes:
-        same = [r for r in runs if (r.width, r.height, r.batch) == (width, height, batch)]
-        name = f"{width}x{height}" + (f"-batch-{batch}" if batch > 1 else "")
+    for height, width, batch in dict.fromkeys(map(_size, runs)):
+        same = [run for run in runs if _size(run) == (height, width, batch)]
+        name = f"{height}x{width}" + (f"-batch-{batch}" if batch > 1 else "")
         yield f"stages-{name}", _stages(same)
         if content.sections and content.sections[0].anchors:
             figure = _quality(same, content.sections[0])
             if figure is not None:
                 yield f"speed-and-bd-rate-{name}", figure
-    grown = _grown(runs)
+    grown = [
+        sorted(same, key=_megapixels)
+        for same in by_size(run for run in runs if run.batch == 1)
+        if len({_megapixels(run) for run in same}) > 1
+    ]
     if grown:
         yield "growth", _growth(grown)
 
 
-def _name(run: SpeedRun) -> str:
-    return f"{run.system} {run.setting}, {run.backend}, {run.device}"
+def _size(run: SpeedRun) -> tuple[int, int, int]:
+    return run.height, run.width, run.batch
+
+
+def _name(run: SpeedRun, among: Iterable[SpeedRun]) -> str:
+    several = len({other.picture for other in among}) > 1
+    return f"{run.system} {run.setting}, {engine_of(run)}" + f", {run.picture}" * several
 
 
 def _stages(runs: Sequence[SpeedRun]) -> "Figure":
     """Draw medians by stage, encode and decode of every run below each other."""
     bars = [
-        (f"{_name(run)}, {way}", times.stages)
+        (f"{_name(run, runs)}, {way}", times.stages)
         for run in runs
         for way, times in (("encode", run.encode), ("decode", run.decode))
         if times is not None
@@ -80,7 +89,9 @@ def _quality(runs: Sequence[SpeedRun], section: Section) -> "Figure | None":
     dots = [
         (run, run.decode.mpx_per_s, found)
         for run in runs
-        if run.decode is not None and (found := percent.get(run.system)) is not None
+        if run.decode is not None
+        and (curve := curve_of(section, run)) is not None
+        and (found := percent.get(curve.system)) is not None
     ]
     if not dots:
         return None
@@ -98,32 +109,23 @@ def _quality(runs: Sequence[SpeedRun], section: Section) -> "Figure | None":
         axes.scatter(speed, found, s=area, alpha=0.6, label=label, **look)
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.15)
-    axes.legend(fontsize=7, frameon=False, loc="best")
+    legend = axes.legend(fontsize=7, frameon=False, loc="best")
+    for handle in legend.legend_handles:
+        # As large as dots, they would lie upon each other.
+        handle.set_sizes([40.0])  # type: ignore[union-attr]
     axes.set_xlabel("decoded megapixels a second; area: peak memory")
     axes.set_ylabel(plain(f"BD-rate against {anchor}, {metric.label} (%)"))
     return figure
-
-
-def _grown(runs: Sequence[SpeedRun]) -> dict[str, list[SpeedRun]]:
-    """Return runs of one system and engine, where there are several sizes."""
-    found: dict[str, list[SpeedRun]] = {}
-    for run in runs:
-        if run.batch == 1:
-            found.setdefault(_name(run), []).append(run)
-    return {
-        name: sorted(same, key=_megapixels)
-        for name, same in found.items()
-        if len({_megapixels(run) for run in same}) > 1
-    }
 
 
 def _megapixels(run: SpeedRun) -> float:
     return run.width * run.height / 1e6
 
 
-def _growth(grown: dict[str, list[SpeedRun]]) -> "Figure":
+def _growth(grown: Sequence[Sequence[SpeedRun]]) -> "Figure":
     figure, axes = new_figure(7.2, 4.4)
-    for i, (name, runs) in enumerate(grown.items()):
+    for i, runs in enumerate(grown):
+        name = _name(runs[0], [run for same in grown for run in same])
         for way, line in (("encode", "-"), ("decode", ":")):
             points = [
                 (_megapixels(run), times.wall.median)

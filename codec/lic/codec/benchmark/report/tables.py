@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lic.codec.benchmark.report.content import Content, Metric, Section
 from lic.codec.benchmark.report.deltas import LITTLE_OVERLAP, Delta, deltas
 from lic.codec.benchmark.schema import DirectionTimes, SpeedRun
+from lic.codec.benchmark.speed import size_of
 
 Cell = str | float | int | None
 
@@ -136,7 +137,16 @@ def _speed(runs: Sequence[SpeedRun]) -> Table:
     directions = ("encode", "decode")
     columns: list[tuple[str, int | None]] = [
         (name, None)
-        for name in ("system", "setting", "backend", "provider", "precision", "threads", "size")
+        for name in (
+            "system",
+            "setting",
+            "backend",
+            "provider",
+            "precision",
+            "threads",
+            "picture",
+            "HxW",
+        )
     ]
     for way in directions:
         columns += [(f"{way} median (ms)", 1), (f"{way} p95 (ms)", 1), (f"{way} Mpx/s", 2)]
@@ -153,13 +163,14 @@ def _speed(runs: Sequence[SpeedRun]) -> Table:
 
 
 def _speed_row(run: SpeedRun) -> tuple[Cell, ...]:
-    size = f"{run.width} x {run.height}" + (f", batch {run.batch}" if run.batch > 1 else "")
-    where = (run.backend, run.provider or run.device, run.precision, run.threads or "automatic")
+    # Of a classic codec, what Pillow takes is not told.
+    automatic = "" if run.backend == "Pillow" else "automatic"
+    where = (run.backend, run.provider or run.device, run.precision, run.threads or automatic)
     macs = sum(run.kmac_per_pixel.values()) if run.kmac_per_pixel else None
     memory = None if run.peak_memory is None else run.peak_memory / 1e6
     counted = (memory, run.cold_start, macs, run.parameters, run.error or "")
-    return (run.system, run.setting, *where, size, *_times(run.encode), *_times(run.decode),
-            *counted)  # fmt: skip
+    named = (run.system, run.setting, *where, run.picture, size_of(run))
+    return (*named, *_times(run.encode), *_times(run.decode), *counted)
 
 
 def _times(times: DirectionTimes | None) -> tuple[Cell, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from lic.codec.benchmark.classic import Pixels
-from lic.codec.benchmark.evaluate import read_plain
+from lic.codec.benchmark.datasets import read_plain
 from lic.codec.benchmark.report.content import Section
 from lic.codec.benchmark.report.reconstruct import Reconstruct
 from lic.codec.benchmark.schema import Curve, DatasetPicture, Row
