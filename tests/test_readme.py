@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "export" / "GUIDE.md").read_text()
 
 
 def _section(title: str) -> str:
@@ -111,7 +112,7 @@ def test_commands_of_the_export_guide(
     model = FactorizedPrior(FactorizedConfig(N=8, M=12))
     torch.save(model.state_dict(), photos / "bmshj2018-factorized.pth.tar")
     (photos / "photos").rename(photos / "PHOTOS")
-    commands = _commands((ROOT / "export" / "GUIDE.md").read_text())
+    commands = _commands(GUIDE)
     assert len(commands) > 8
     for command in commands:
         if command.startswith("lic "):
@@ -122,9 +123,7 @@ def test_commands_of_the_export_guide(
     assert (photos / "npu" / "decoder.onnx").is_file()
     with Image.open(photos / "photo.png") as image:
         image.convert("RGB").resize((256, 256)).save(photos / "photo256.png")
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "export" / "GUIDE.md").read_text(), re.DOTALL
-    )
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     exec(code, {})
     assert run(["verify", "device.lic"]) == 0
     with Image.open(photos / "device.png") as image:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lic.codec.backends.torch_backend import load_model
 from lic.codec.bundle import DECODER, ENCODER, Bundle
-from lic.codec.errors import ConfigError, ImageError, ModelMismatchError, OutputError
+from lic.codec.errors import ConfigError, ModelMismatchError, OutputError
 from lic.codec.models import MODELS, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 from lic.codec.models.int8_files import QuantizedLayer, load_converted
@@ -140,8 +140,8 @@ def quantise_part(
         )
     given = graph_options or GraphOptions()
     options = replace(options or Int8Options(), sides=part)
-    pictures = _crops(bundle, calibration, options)
     size = picture_size(given.size, bundle.manifest.stride)
+    pictures = _crops(bundle, calibration, options)
     form = replace(given, size=None, upsample=options.upsample)
     floats = part_graphs(factorized(bundle), form)
     found = _quantised(bundle, pictures, options, floats)
@@ -180,8 +180,6 @@ class _Quantised(NamedTuple):
 
 def _crops(bundle: Bundle, folder: Path, options: Int8Options) -> list[NDArray[np.float32]]:
     """Return what calibrates; first of all, as what is wrong there should not cost minutes."""
-    if not folder.exists():
-        raise ImageError(f"{folder}: does not exist; expected a folder of pictures")
     return calibration_crops(
         folder, padding=bundle.manifest.padding, count=options.crops, side=options.side
     )

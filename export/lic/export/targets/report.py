@@ -177,7 +177,7 @@ class Report:
                 counts = [f"{totals[p]} {SHOWN[p]}" for p in ORDER if totals[p] or p in ORDER[:2]]
                 said.append(f"{part}: {', '.join(counts)}")
         if self.folded:
-            said.append(f"{self.folded} computed beforehand")
+            said.append(f"{self.folded} computed beforehand, such as weights in half precision")
         return "; ".join(said)
 
     def _compiled_line(self, compiled: Compiled) -> str:
