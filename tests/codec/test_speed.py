@@ -113,18 +113,19 @@ def test_a_slow_network_shows_in_its_stage_alone(
 
 @pytest.mark.parametrize("backend", ["onnx", "torch"])
 def test_stages_add_up_to_the_wall_time(tmp_path: Path, backend: str) -> None:
-    """To 3 % in the best of eight runs: what others do in between belongs to no stage."""
-    task = task_of(backend=backend, threads=0)
+    """To 5 % in the best of twelve runs: what others do in between belongs to no stage."""
+    task = task_of(backend=backend, threads=1)
     subject = speed_worker.LicSubject(task)
     source, coded, decoded = (tmp_path / name for name in ("source.ppm", "coded", "decoded.ppm"))
-    write_picture(Picture(pixels=synthetic(256, 256)), source)
+    # Large enough that what is the same for every picture, such as opening files, counts little.
+    write_picture(Picture(pixels=synthetic(512, 768)), source)
     for code, here, there in (
         (subject.encode, source, coded),
         (subject.decode, coded, decoded),
     ):
-        spent = timing.repeat(lambda c=code, h=here, t=there: c(h, t), runs=8, warmup=1)  # type: ignore[misc]
+        spent = timing.repeat(lambda c=code, h=here, t=there: c(h, t), runs=12, warmup=1)  # type: ignore[misc]
         shares = [sum(run.stages.values()) / run.wall for run in spent]
-        assert max(shares) > 0.97
+        assert max(shares) > 0.95
         assert max(shares) <= 1.0
 
 
