@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lic.codec.backends.torch_backend import load_model
 from lic.codec.bundle import DECODER, ENCODER, Bundle
-from lic.codec.errors import ConfigError, ModelMismatchError, OutputError
+from lic.codec.errors import ConfigError, ExportError, ModelMismatchError, OutputError
 from lic.codec.models import MODELS, FactorizedPrior
 from lic.codec.models.graphs import Decoder, Encoder
 from lic.codec.models.int8_files import QuantizedLayer, load_converted
@@ -35,6 +35,8 @@ from lic.export.rate_distortion import Loss, check_distortion, symbols_of
 from lic.export.variants import part_graphs, sample_picture, write_variant
 
 Sides = Literal["encoder", "decoder", "both"]
+# What these compute of constants are weights, which are to stay integers.
+_INTEGERS = ("QuantizeLinear", "DequantizeLinear")
 SIDES: tuple[Sides, ...] = ("encoder", "decoder", "both")
 
 
@@ -151,7 +153,7 @@ def quantise_part(
     check_distortion(bundle.label, found.pictures[0], floats, {**floats, name: graph})
     if size is not None:
         scale = 1 if part == "encoder" else bundle.manifest.stride
-        graph = fixed_size(graph, (size[0] // scale, size[1] // scale))
+        graph = _of_size(part, graph, (size[0] // scale, size[1] // scale))
     return Exported(graph, agreement)
 
 
@@ -168,6 +170,24 @@ def factorized(bundle: Bundle) -> FactorizedPrior:
             "between pictures and symbols; --fp16 takes all models"
         )
     return model
+
+
+def _of_size(name: str, graph: onnx.ModelProto, size: tuple[int, int]) -> onnx.ModelProto:
+    """Return a graph of any size as one of a single size (H, W), which computes the same.
+
+    Raises:
+        ExportError: it does not.
+    """
+    made = fixed_size(graph, size, kept=_INTEGERS)
+    (entry,) = made.graph.input
+    kind = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+    shape = (1, entry.type.tensor_type.shape.dim[1].dim_value, *size)
+    values = np.random.default_rng(0).random(shape)
+    sample = (values if kind == np.float32 else np.rint(6 * values - 3)).astype(kind)
+    agreement = compare(name, graph, made, [sample])
+    if agreement.error or agreement.flips:
+        raise ExportError(f"{name}: at {size[0]} x {size[1]} it differs from itself: {agreement}")
+    return made
 
 
 class _Quantised(NamedTuple):

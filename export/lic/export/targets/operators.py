@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from lic.export.targets.source import with_shapes
+from lic.export.fixed_size import with_shapes
 
 Fact = int | float | str | bool
 Part = Literal["network", "ends"]
