@@ -113,7 +113,7 @@ def test_a_slow_network_shows_in_its_stage_alone(
 
 @pytest.mark.parametrize("backend", ["onnx", "torch"])
 def test_stages_add_up_to_the_wall_time(tmp_path: Path, backend: str) -> None:
-    """To 5 % in the best of twelve runs: what others do in between belongs to no stage."""
+    """To 3 % in the best of twelve runs: what others do in between belongs to no stage."""
     task = task_of(backend=backend, threads=1)
     subject = speed_worker.LicSubject(task)
     source, coded, decoded = (tmp_path / name for name in ("source.ppm", "coded", "decoded.ppm"))
@@ -125,7 +125,7 @@ def test_stages_add_up_to_the_wall_time(tmp_path: Path, backend: str) -> None:
     ):
         spent = timing.repeat(lambda c=code, h=here, t=there: c(h, t), runs=12, warmup=1)  # type: ignore[misc]
         shares = [sum(run.stages.values()) / run.wall for run in spent]
-        assert max(shares) > 0.95
+        assert max(shares) > 0.97
         assert max(shares) <= 1.0
 
 
