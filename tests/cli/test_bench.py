@@ -175,7 +175,7 @@ def test_the_cache_is_where_it_was_asked_for(
         (["-m", "none", "-q", "1"], "--rate and --backend are for models"),
         (["-m", "none", "--backend", "onnx"], "--rate and --backend are for models"),
         (["--codec", "bpg"], "codec is 'bpg'; expected one of jpeg"),
-        (["--codec", "jpeg", "--codec", "jpeg"], "JPEG is named 2 times"),
+        (["--codec", "jpeg", "--codec", "jpeg"], "--codec names jpeg 2 times"),
         (["--codec", "jpeg", "--qualities", "10,,20"], "quality is ''"),
         (["--cache", "x", "--no-cache"], "--cache contradicts --no-cache"),
         (["-q", "9"], "has no rate point 9"),

@@ -44,8 +44,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     asked: list[Task] = []
 
     def measure(tasks: Any, **_: Any) -> Iterator[SpeedRun]:
-        for task, pixels in tasks:
-            assert pixels.shape[:2] == (task.height, task.width)
+        for task, source in tasks:
+            assert source.pixels().shape[:2] == (task.height, task.width)
             asked.append(task)
             yield finished(task)
 
@@ -89,6 +89,23 @@ def test_rows_are_objects_with_stable_keys(lic: Lic) -> None:
     assert list(row)[:4] == ["system", "setting", "backend", "device"]
     assert (row["system"], row["picture"], row["energy_counters"]) == ("JPEG", "synthetic", [])
     assert row["error"] is None and list(row["encode"]["stages"]) == ["read", "codec", "write"]
+
+
+def test_a_picture_that_cannot_be_read_is_a_row(lic: Lic, tmp_path: Path, png: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"none")
+    done = lic("bench", "speed", tmp_path / "bad.png", png, "--codec", "jpeg", *QUICK[:4], "--json")
+    assert done.code == 0
+    bad, good = map(json.loads, done.out.splitlines())
+    assert "bad.png" in bad["error"] and bad["width"] == 0
+    assert good["error"] is None
+
+
+def test_what_cannot_be_written_is_known_before_the_first_row(
+    lic: Lic, made: list[Task], png: Path
+) -> None:
+    done = lic("bench", "speed", "--codec", "jpeg", "-o", png / "speed.json")
+    assert done.code == 7 and "is no folder" in done.err
+    assert made == []
 
 
 def test_what_fails_is_a_row_unless_all_do(lic: Lic, tiny_bundle: Path) -> None:

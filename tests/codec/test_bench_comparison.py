@@ -8,11 +8,13 @@ import pytest
 
 from lic.codec.benchmark.anchors import points_of, published_curve
 from lic.codec.benchmark.bd_rate import bd_quality, bd_rate
-from lic.codec.benchmark.comparison import check_same_pictures, compare, decibels
+from lic.codec.benchmark.comparison import check_same_pictures, compare
 from lic.codec.benchmark.interchange import export_curve, import_curve
+from lic.codec.benchmark.quality import METRICS, MS_SSIM_DB
 from lic.codec.benchmark.schema import Curve, Dataset, DatasetPicture, Point
 from lic.codec.errors import ConfigError
 
+PSNR = METRICS[0]
 VTM = published_curve("Kodak", "VVC VTM")
 BASE = published_curve("Kodak", "HPCM-Base (MSE, published)")
 # The beginning of CompressAI's results/image/kodak/compressai-mbt2018_mse_cuda.json, and its keys.
@@ -34,7 +36,7 @@ def test_a_comparison_is_bd_rate_and_bd_quality_of_the_means() -> None:
         [(p.mean["bpp"] or 0.0, p.mean["psnr"] or 0.0) for p in curve.points]
         for curve in (VTM, BASE)
     ]
-    found = compare(VTM, BASE, "psnr", "akima")
+    found = compare(VTM, BASE, PSNR, "akima")
     assert (found.reference, found.tested, found.reason) == (VTM.system, BASE.system, "")
     assert found.rate == bd_rate(points[0], points[1], "akima")
     assert found.quality == bd_quality(points[0], points[1], "akima")
@@ -42,10 +44,10 @@ def test_a_comparison_is_bd_rate_and_bd_quality_of_the_means() -> None:
 
 def test_ms_ssim_is_compared_in_decibels() -> None:
     point = Point(setting="1", mean={"bpp": 1.0, "ms_ssim": 0.99})
-    assert decibels(point, "ms_ssim") == pytest.approx(20)
-    assert decibels(replace(point, mean={"ms_ssim": 1.0}), "ms_ssim") is None
-    assert decibels(point, "psnr") is None
-    found = compare(VTM, published_curve("Kodak", "AVIF/AV1"), "ms_ssim")
+    assert MS_SSIM_DB.of(point.mean) == pytest.approx(20)
+    assert MS_SSIM_DB.of({"ms_ssim": 1.0}) is None
+    assert PSNR.of(point.mean) is None
+    found = compare(VTM, published_curve("Kodak", "AVIF/AV1"), MS_SSIM_DB)
     assert found.rate and 5 < found.rate.low < found.rate.high < 30
 
 
@@ -93,11 +95,23 @@ def test_one_of_two_numbers_may_be_refused() -> None:
     assert found.quality and found.quality.difference == pytest.approx(20)
 
 
+def test_less_is_better_where_the_metric_says_so() -> None:
+    def of(name: str, *values: float) -> Curve:
+        means = [{"bpp": r, "lpips": v} for (r, _), v in zip(GOOD, values, strict=True)]
+        points = (Point(setting=str(i), mean=dict(mean)) for i, mean in enumerate(means))
+        return Curve(system=name, kind="classic", points=tuple(points))
+
+    found = compare(of("a", 0.4, 0.3, 0.2, 0.1), of("b", 0.3, 0.2, 0.1, 0.05), METRICS[3])
+    assert found.rate and found.rate.percent == pytest.approx(-50, abs=6)
+    assert (found.rate.low, found.rate.high) == pytest.approx((0.1, 0.3))
+    assert found.quality and found.quality.difference > 0
+
+
 def test_settings_without_a_mean_are_left_out_and_named() -> None:
     curve = _curve("odd", GOOD[0], (0.15, None), *GOOD[1:])
     found = compare(_curve("good", *GOOD), curve)
     assert found.rate and found.rate.percent == pytest.approx(0, abs=1e-9)
-    assert found.left_out == ("odd at 10: no mean psnr",)
+    assert found.left_out == ("odd at 10: no mean PSNR",)
 
 
 def test_means_over_different_pictures_are_not_compared() -> None:

@@ -17,12 +17,15 @@ from lic.codec.benchmark.classic import Classic
 from lic.codec.benchmark.energy import Counter, EnergyMeter, nvml_counters, rapl_counters
 from lic.codec.benchmark.memory import peak_memory
 from lic.codec.benchmark.schema import Machine, SpeedResults, SpeedRun
-from lic.codec.benchmark.speed import growth, measure, pixels_of, synthetic
+from lic.codec.benchmark.speed import Source, growth, measure, pixels_of, synthetic
 from lic.codec.benchmark.speed_task import Task
 from lic.codec.image_io import Picture, write_picture
 from lic.codec.library import select
 
 LITE = "bmshj2018-factorized-relu-lite"
+
+
+SMALL = Source(height=64, width=96)
 
 
 def task_of(**changes: Any) -> Task:
@@ -282,7 +285,7 @@ def test_what_a_session_cannot_tell_its_profile_does(
 
 def test_an_emulated_npu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    (row,) = measure([(task_of(device="qnn"), synthetic(64, 96))], worker=["false"])
+    (row,) = measure([(task_of(device="qnn"), SMALL)], worker=["false"])
     assert row.error and "emulated on x86_64" in row.error and row.encode is None
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     speed_task.check_measurable("qnn")
@@ -292,7 +295,7 @@ def test_an_emulated_npu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_row_has_its_own_process() -> None:
-    tasks = [(task, synthetic(64, 96)) for task in (jpeg(), task_of(), jpeg(setting="20"))]
+    tasks = [(task, SMALL) for task in (jpeg(), task_of(), jpeg(setting="20"))]
     first, lic, small = measure(tasks)
     assert first.error is None and lic.error is None and small.error is None
     assert first.bytes and small.bytes and small.bytes < first.bytes
@@ -317,21 +320,28 @@ def test_every_row_has_its_own_process() -> None:
     ],
 )
 def test_a_process_that_fails_is_a_row(code: str, why: str) -> None:
-    tasks = [(jpeg(), synthetic(64, 96))]
+    tasks = [(jpeg(), SMALL)]
     limit = 0.5 if "sleep" in code else 60
     (row,) = measure(tasks, limit=limit, worker=(sys.executable, "-S", "-c", code))
     assert row.error and why in row.error
     assert row.system == "JPEG"
 
 
+def test_a_picture_that_cannot_be_read_is_a_row(tmp_path: Path) -> None:
+    gone = Source(name="gone.png", height=64, width=96, path=tmp_path / "gone.png")
+    broken = Source(name="a.png", height=0, width=0, fault="a.png: is no picture")
+    rows = list(measure([(jpeg(), gone), (jpeg(height=0, width=0), broken)], worker=["false"]))
+    assert rows[0].error and "gone.png" in rows[0].error
+    assert (rows[1].error, rows[1].width) == ("a.png: is no picture", 0)
+
+
 def test_results_go_on_where_they_ended() -> None:
-    pixels = synthetic(64, 96)
     done, failed = replace(jpeg().row(), bytes=7), jpeg(setting="20").row("no power")
     here = Machine(cpu="", cores=1, memory=None, system="")
     previous = SpeedResults(command="", machine=here, runs=(done, failed))
     rows = list(
         measure(
-            [(task, pixels) for task in (jpeg(setting="20"), jpeg(), jpeg(runs=3))],
+            [(task, SMALL) for task in (jpeg(setting="20"), jpeg(), jpeg(runs=3))],
             previous=previous,
             worker=(sys.executable, "-S", "-c", "pass"),
         )

@@ -186,13 +186,14 @@ def check_target(target: Path | None, *, force: bool) -> None:
     """Refuse early what writing would refuse late.
 
     Raises:
-        OutputError: the target exists, is a folder, or lies where nobody may look.
+        OutputError: the target exists, is a folder, or lies where nobody may look or write.
     """
     if target is None:
         return
     try:
         found = target.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
+        _check_folder(target)
         return
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
@@ -200,6 +201,15 @@ def check_target(target: Path | None, *, force: bool) -> None:
         raise OutputError(f"{target}: is a folder; name a file")
     if stat.S_ISREG(found) and not force:
         raise OutputError(f"{target}: exists already; -f overwrites it")
+
+
+def _check_folder(target: Path) -> None:
+    """Refuse a target whose folder neither can be made nor takes new files."""
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise OutputError(f"{target}: cannot be written ({folder} is no folder)")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: cannot be written (no permission to write into {folder})")
 
 
 def write_output(data: bytes, target: Path | None, *, force: bool) -> None:

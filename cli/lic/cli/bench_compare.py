@@ -43,7 +43,7 @@ def compare(
         typer.Option(help="Published curve as the reference; 'lic bench anchors' lists them."),
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="psnr, psnr_y, or ms_ssim, which is taken in dB.")
+        str, typer.Option(help="psnr, psnr_y, ms_ssim, which is taken in dB, or lpips.")
     ] = "psnr",
     method: Annotated[
         str, typer.Option(help="How points are joined: pchip, akima or cubic.")
@@ -58,21 +58,18 @@ def compare(
 
     A reference of several curves is taken by name: each is compared with those called the same.
     """
-    from lic.codec.benchmark import comparison
+    from lic.codec.benchmark import comparison, quality
     from lic.codec.benchmark.bd_rate import METHODS, Method
 
-    for name, value, known in (
-        ("metric", metric, comparison.METRICS), ("method", method, METHODS)
-    ):  # fmt: skip
+    psnr, psnr_y, ms_ssim, lpips = quality.METRICS
+    metrics = {"psnr": psnr, "psnr_y": psnr_y, "ms_ssim": ms_ssim, "lpips": lpips}
+    for name, value, known in (("metric", metric, metrics), ("method", method, METHODS)):
         if value not in known:
             raise ConfigError(f"--{name} is {value!r}; expected {', '.join(known)}")
     out = Output(as_json=as_json)
     reference, tested = _sides(sides, anchor, dataset, out)
     pairs = _pairs(reference, tested)
-    found = [
-        comparison.compare(a, b, cast(comparison.Metric, metric), cast(Method, method))
-        for a, b in pairs
-    ]
+    found = [comparison.compare(a, b, metrics[metric], cast(Method, method)) for a, b in pairs]
     for each in found:
         for text in each.left_out:
             out.note(f"note: left out {text}")

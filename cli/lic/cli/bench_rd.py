@@ -283,6 +283,6 @@ def _failed(point: "Point") -> int:
 
 
 def _decibels(point: "Point") -> float | None:
-    from lic.codec.benchmark.comparison import decibels
+    from lic.codec.benchmark.quality import MS_SSIM_DB
 
-    return decibels(point, "ms_ssim")
+    return MS_SSIM_DB.of(point.mean)

@@ -18,7 +18,7 @@ from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
     from lic.codec.benchmark.schema import SpeedResults, SpeedRun
-    from lic.codec.benchmark.speed import Pixels
+    from lic.codec.benchmark.speed import Source
     from lic.codec.benchmark.speed_task import Task
     from lic.codec.bundle import Bundle
 
@@ -128,7 +128,7 @@ def speed(
         raise ConfigError("neither a model nor a codec is left to be measured")
     if not models and (rate or backend):
         raise ConfigError("--rate and --backend are for models; leave them out, or name one by -m")
-    classics = list(grid.of_codecs(codec or [], settings))
+    classics = list(grid.of_codecs(chosen(codec, [], "--codec"), settings))
     here, rows = machine(), list["SpeedRun"]()
     command = shlex.join(["lic", *sys.argv[1:]])
 
@@ -184,19 +184,19 @@ def _bundles(
     return found if rates else [found[len(found) // 2]]
 
 
-def _sources(paths: Sequence[Path], sizes: Sequence[str]) -> list[tuple[str, "Pixels"]]:
-    """Return name and pixels (H, W, C) of every picture in every size."""
-    from lic.codec.benchmark.datasets import find_pictures, read_plain
-    from lic.codec.benchmark.speed import pixels_of
-    from lic.codec.benchmark.speed_task import SYNTHETIC
+def _sources(paths: Sequence[Path], sizes: Sequence[str]) -> list["Source"]:
+    """Return every picture in every size."""
+    from lic.codec.benchmark.datasets import find_pictures, look_at
+    from lic.codec.benchmark.speed import Source
 
     wanted = [_size(text) for text in sizes]
-    found = [(file.name, read_plain(file).pixels) for path in paths for file in find_pictures(path)]
-    if not found:
-        return [(SYNTHETIC, pixels_of(None, *each)) for each in wanted or [_DEFAULT_SIZE]]
-    if not wanted:
-        return found
-    return [(name, pixels_of(pixels, *each)) for name, pixels in found for each in wanted]
+    found = []
+    for file in (file for path in paths for file in find_pictures(path)):
+        picture, fault = look_at(file)
+        for height, width in wanted or [(picture.height, picture.width)]:
+            found.append(Source(name=file.name, height=height, width=width, path=file, fault=fault))
+    made = [Source(height=height, width=width) for height, width in wanted or [_DEFAULT_SIZE]]
+    return found or made
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -214,7 +214,7 @@ class Grid:
     def __init__(
         self,
         *,
-        sources: list[tuple[str, "Pixels"]],
+        sources: list["Source"],
         backends: list[str],
         devices: list[str],
         threads: list[int],
@@ -233,7 +233,7 @@ class Grid:
 
     def of_bundles(
         self, name: str, bundles: Sequence["Bundle"]
-    ) -> Iterator[tuple["Task", "Pixels"]]:
+    ) -> Iterator[tuple["Task", "Source"]]:
         """Yield the tasks of a family of bundles, which is called `name`."""
         for bundle in bundles:
             for backend, device in self._engines(bundle):
@@ -252,7 +252,7 @@ class Grid:
 
     def of_codecs(
         self, codecs: Sequence[str], qualities: Sequence[str]
-    ) -> Iterator[tuple["Task", "Pixels"]]:
+    ) -> Iterator[tuple["Task", "Source"]]:
         """Yield the tasks of classic codecs; threads and devices are none of their options."""
         from lic.codec.benchmark.classic import parse_classic
 
@@ -277,21 +277,20 @@ class Grid:
             or device.partition(":")[0] in _TORCH_DEVICES
         ]
 
-    def _tasks(self, **system: Any) -> Iterator[tuple["Task", "Pixels"]]:
+    def _tasks(self, **system: Any) -> Iterator[tuple["Task", "Source"]]:
         from lic.codec.benchmark.speed_task import Task
 
-        for (name, pixels), number in itertools.product(self._sources, self._batches):
-            height, width = pixels.shape[:2]
+        for source, number in itertools.product(self._sources, self._batches):
             task = Task(
                 **system,
-                picture=name,
-                height=height,
-                width=width,
+                picture=source.name,
+                height=source.height,
+                width=source.width,
                 batch=number,
                 runs=self._runs,
                 warmup=self._warmup,
             )
-            yield task, pixels
+            yield task, source
 
 
 def _line(row: "SpeedRun", number: int, count: int) -> str:

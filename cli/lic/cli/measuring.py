@@ -24,6 +24,9 @@ def chosen(given: list[str] | None, default: Sequence[Any], option: str) -> list
         return list(default)
     if NONE in given and len(given) > 1:
         raise ConfigError(f"{option} is {', '.join(given)}; 'none' stands alone")
+    for name in given:
+        if given.count(name) > 1:
+            raise ConfigError(f"{option} names {name} {given.count(name)} times; once is enough")
     return [] if given == [NONE] else list(given)
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from lic.codec.benchmark.anchors import published_beside
-from lic.codec.benchmark.report.content import METRICS, Content, curve_of, gather, points_of
+from lic.codec.benchmark.quality import METRICS, points_of
+from lic.codec.benchmark.report.content import Content, curve_of, gather
 from lic.codec.benchmark.report.deltas import deltas
 from lic.codec.benchmark.schema import Curve, Dataset, Point
 from lic.codec.errors import ConfigError

@@ -211,6 +211,16 @@ def test_quality_and_data_set_change_everything_below(opened: "Chrome") -> None:
     assert "VVC VTM" not in one(opened, "#rd-legend").text
 
 
+def test_times_meet_the_qualities_of_either_data_set(opened: "Chrome") -> None:
+    """NASTY was measured on one of them only."""
+    chart = "[aria-label^='Speed, memory'] g[data-series]"
+    series = "[...document.querySelectorAll(arguments[0])].map((g) => g.dataset.series)"
+    assert set(run(opened, series, chart)) == {"JPEG", NASTY}
+    one(opened, "#speed-set").send_keys("Other")
+    assert set(run(opened, series, chart)) == {"JPEG"}
+    assert "means over Other." in one(opened, "#speed-body .key").text
+
+
 def test_tables_sort_by_click_and_by_key(opened: "Chrome") -> None:
     table = "#files-body table"
     one(opened, "#files-body select").send_keys("all")

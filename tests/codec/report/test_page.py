@@ -50,6 +50,7 @@ def test_names_stay_data() -> None:
     assert data["title"] == data["sections"][0]["label"] == NASTY
     assert data["sections"][0]["curves"][0]["system"] == NASTY
     assert data["runs"][0]["system"] == NASTY
+    assert data["runs"][0]["curves"] == [NASTY]
 
 
 @pytest.mark.parametrize("text", ["</script>", "<!--", "]]>", "&lt;", "\u2028", "\u2029", NASTY])

@@ -105,6 +105,22 @@ def test_speed_is_plotted_against_the_rates_of_its_own_engine() -> None:
     assert heights == pytest.approx([-30, 0])
 
 
+def test_speed_is_plotted_for_every_data_set_that_tells_of_it() -> None:
+    from lic.codec.benchmark.report.speed_plots import speed_figures
+
+    curves = (curve("JPEG"), curve("new", 0.7, kind="lic"))
+    files: dict[str, Results] = {
+        "a": rd_results(*curves, name="One", known=False, pictures=("a.png",)),
+        "b": rd_results(*curves, name="Two", known=False, pictures=("b.png",)),
+        "c": rd_results(curve("else"), name="Three", known=False, pictures=("c.png",)),
+        "s": speed_results(speed_run("new", 50)),
+    }
+    names = [name for name, _ in speed_figures(gather(files, lambda _: ()))]
+    assert names == [
+        "stages-512x512", "speed-and-bd-rate-one-512x512", "speed-and-bd-rate-two-512x512"
+    ]  # fmt: skip
+
+
 def test_results_of_speed_alone_are_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
     from lic.codec.benchmark.report.page import page_data
     from lic.codec.benchmark.report.plots import plot_files

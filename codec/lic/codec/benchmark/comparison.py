@@ -2,17 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from lic.codec.benchmark.bd_rate import DeltaQuality, DeltaRate, Method, bd_quality, bd_rate
-from lic.codec.benchmark.schema import Curve, Dataset, Point
+from lic.codec.benchmark.quality import METRICS, Metric, points_of
+from lic.codec.benchmark.schema import Curve, Dataset
 from lic.codec.errors import ConfigError
-from lic.codec.metrics import ms_ssim_db
 
 T = TypeVar("T")
-Metric = Literal["psnr", "psnr_y", "ms_ssim"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+PSNR = METRICS[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,8 @@ class Comparison:
     Attributes:
         reference, tested: their names.
         rate: BD-rate, None where it is refused.
-        quality: BD-quality in dB of the metric, None where it is refused.
+        quality: BD-quality in the metric's unit, above 0 where the tested one is better, None
+            where it is refused.
         reason: why something is refused.
         left_out: settings without the metric's mean, in words.
     """
@@ -35,19 +35,8 @@ class Comparison:
     left_out: tuple[str, ...] = ()
 
 
-def decibels(point: Point, metric: Metric) -> float | None:
-    """Return a point's mean in dB; of MS-SSIM that is -10 log10(1 - mean). None where it is none.
-
-    An MS-SSIM of 1 has none: it is infinite.
-    """
-    value = point.mean.get(metric)
-    if metric != "ms_ssim" or value is None:
-        return value
-    return ms_ssim_db(value) if value < 1 else None
-
-
 def compare(
-    reference: Curve, tested: Curve, metric: Metric = "psnr", method: Method = "pchip"
+    reference: Curve, tested: Curve, metric: Metric = PSNR, method: Method = "pchip"
 ) -> Comparison:
     """Return what `tested` saves and gains against `reference`, or why that cannot be told."""
     anchor, lacks = _points(reference, metric)
@@ -61,6 +50,8 @@ def compare(
     if not reasons:
         rate = _told(lambda: bd_rate(anchor, points, method), reasons)
         quality = _told(lambda: bd_quality(anchor, points, method), reasons)
+    if rate and metric.falls:
+        rate = replace(rate, low=-rate.high, high=-rate.low)
     return Comparison(
         reference=reference.system,
         tested=tested.system,
@@ -72,17 +63,15 @@ def compare(
 
 
 def _points(curve: Curve, metric: Metric) -> tuple[list[tuple[float, float]], str]:
-    """Return points (bpp, dB) of a curve, and which of its settings lack a mean."""
-    points, lost = [], []
-    for point in curve.points:
-        rate, quality = point.mean.get("bpp"), decibels(point, metric)
-        if rate is None or quality is None:
-            lost.append(point.setting)
-        else:
-            points.append((rate, quality))
+    """Return points (bpp, quality) of a curve, and which of its settings lack a mean."""
+    sign = -1 if metric.falls else 1
+    found = points_of(curve, metric)
+    points = [(rate, sign * quality) for _, rate, quality in found]
+    known = [point for point, _, _ in found]
+    lost = [point.setting for point in curve.points if point not in known]
     if not lost:
         return points, ""
-    return points, f"{curve.system} at {', '.join(lost)}: no mean {metric}"
+    return points, f"{curve.system} at {', '.join(lost)}: no mean {metric.label}"
 
 
 def _told(make: Callable[[], T], reasons: list[str], who: str = "") -> T | None:

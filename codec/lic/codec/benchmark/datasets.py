@@ -107,7 +107,7 @@ def open_dataset(folder: Path) -> OpenDataset:
         ImageError: no picture, or none that can be read.
     """
     paths = find_pictures(folder)
-    found = [_look_at(path) for path in paths]
+    found = [look_at(path) for path in paths]
     pictures = [picture for picture, _ in found]
     problems = [problem for _, problem in found if problem]
     if len(problems) == len(pictures):
@@ -118,8 +118,8 @@ def open_dataset(folder: Path) -> OpenDataset:
     return OpenDataset(dataset=dataset, paths=tuple(paths))
 
 
-def _look_at(path: Path) -> tuple[DatasetPicture, str]:
-    """Return a picture, and what is wrong with it."""
+def look_at(path: Path) -> tuple[DatasetPicture, str]:
+    """Return a picture, without size if it cannot be read, and what is wrong with it."""
     digest = ""
     try:
         data = path.read_bytes()

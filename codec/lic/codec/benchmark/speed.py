@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lic.codec.benchmark.datasets import read_plain
 from lic.codec.benchmark.schema import SpeedResults, SpeedRun
 from lic.codec.benchmark.speed_task import SYNTHETIC, Task, check_measurable
 from lic.codec.benchmark.workers import ended
-from lic.codec.errors import ConfigError
+from lic.codec.errors import ImageError, LicError
 from lic.codec.image_io import Picture, write_picture
 
 WORKER = "lic.codec.benchmark.speed_worker"
@@ -33,8 +34,37 @@ Pixels = NDArray[np.uint8]
 LEAST_SIZES = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A picture to measure with; it is read when its turn comes, and forgotten.
+
+    Attributes:
+        name: of the file.
+        height, width: px that are coded, 0 where the file cannot be read.
+        path: None makes a picture up.
+        fault: why it cannot be read.
+    """
+
+    name: str = SYNTHETIC
+    height: int
+    width: int
+    path: Path | None = None
+    fault: str = ""
+
+    def pixels(self) -> Pixels:
+        """Return pixels (H, W, C).
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        if self.fault:
+            raise ImageError(self.fault)
+        whole = read_plain(self.path).pixels if self.path else None
+        return pixels_of(whole, self.height, self.width)
+
+
 def measure(
-    tasks: Iterable[tuple[Task, Pixels]],
+    tasks: Iterable[tuple[Task, Source]],
     *,
     limit: float = 600.0,
     previous: SpeedResults | None = None,
@@ -43,12 +73,12 @@ def measure(
     """Yield the row of every task, in order; what fails is a row that says why.
 
     Args:
-        tasks: and the pixels (H, W, C) that each codes.
+        tasks: and what each codes.
         limit: seconds that one process may take.
         previous: results of the same machine, whose rows without an error are not measured again.
         worker: the command of the process.
     """
-    for task, pixels in tasks:
+    for task, picture in tasks:
         known = [row for row in previous.runs if task.is_of(row)] if previous else []
         kept = next((row for row in known if row.error is None), None)
         if kept:
@@ -56,8 +86,9 @@ def measure(
             continue
         try:
             check_measurable(task.device)
-        except ConfigError as error:
-            yield task.row(str(error))
+            pixels = picture.pixels()
+        except (LicError, OSError, MemoryError) as error:
+            yield task.row(str(error) or type(error).__name__)
             continue
         with tempfile.TemporaryDirectory(prefix="lic-speed-") as folder:
             source = Path(folder) / "source.ppm"
@@ -239,6 +270,7 @@ def accelerators(rows: Iterable[SpeedRun]) -> tuple[str, ...]:
 __all__ = [
     "SYNTHETIC",
     "Growth",
+    "Source",
     "Task",
     "accelerators",
     "by_size",

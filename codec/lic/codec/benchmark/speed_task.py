@@ -23,7 +23,7 @@ class Task:
         path: of the bundle; of a classic codec what --codec says, with its options.
         fingerprint: of the bundle.
         picture: its name.
-        height, width: of it.
+        height, width: of it, 0 where it cannot be read.
         batch: pictures that are coded at the same time.
         backend, device, threads, precision, runs, warmup: as in `SpeedRun`.
     """
@@ -45,7 +45,7 @@ class Task:
     warmup: int
 
     def __post_init__(self) -> None:
-        for name, least in (("height", 1), ("width", 1), ("batch", 1), ("runs", 1), ("warmup", 0)):
+        for name, least in (("height", 0), ("width", 0), ("batch", 1), ("runs", 1), ("warmup", 0)):
             value = getattr(self, name)
             if value < least:
                 raise ConfigError(f"{name} is {value}; expected at least {least}")

@@ -84,7 +84,7 @@ const looks = (() => {
   };
   const curves = report.sections.flatMap((section) => section.curves);
   for (const curve of [...curves.filter((c) => c.shown), ...curves]) add(curve.system, curve.kind);
-  for (const run of report.runs) add(run.curve ?? run.system, "measured");
+  for (const run of report.runs) add(run.curves.find(Boolean) ?? run.system, "measured");
   return found;
 })();
 

@@ -1,21 +1,19 @@
 """What a report shows: files of results, joined by data set."""
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
+from lic.codec.benchmark.quality import METRICS, Metric, points_of
 from lic.codec.benchmark.schema import (
     Curve,
     Dataset,
     Machine,
-    Point,
     RdResults,
     Results,
     SpeedRun,
 )
 from lic.codec.errors import ConfigError
-from lic.codec.metrics import ms_ssim_db
 
 # What was published for a data set; nothing for sets that are not the known ones.
 Anchors = Callable[[Dataset], Sequence[Curve]]
@@ -26,48 +24,6 @@ USUAL_ANCHORS = (
     "BPG 4:4:4 (x265)",
     "AVIF/AV1",
     "bmshj2018-factorized (CompressAI, MSE)",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A measure of quality.
-
-    Attributes:
-        key: of the page's data.
-        label, unit: for axes and tables.
-        digits: after the point.
-        falls: less is better.
-    """
-
-    key: str
-    label: str
-    unit: str = ""
-    digits: int = 2
-    falls: bool = False
-
-    @property
-    def axis(self) -> str:
-        """Name and unit."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
-    def of(self, numbers: Mapping[str, float | None]) -> float | None:
-        """Return it from a mean or a row, None where it was not measured.
-
-        MS-SSIM in dB is that of the mean, as published tables have it, not a mean of dB.
-        """
-        if self.key != "ms_ssim_db":
-            return numbers.get(self.key)
-        found = numbers.get("ms_ssim")
-        decibels = None if found is None else ms_ssim_db(found)
-        return decibels if decibels is not None and math.isfinite(decibels) else None
-
-
-METRICS = (
-    Metric(key="psnr", label="PSNR", unit="dB"),
-    Metric(key="psnr_y", label="PSNR Y", unit="dB"),
-    Metric(key="ms_ssim_db", label="MS-SSIM", unit="dB"),
-    Metric(key="lpips", label="LPIPS", digits=4, falls=True),
 )
 
 
@@ -128,15 +84,6 @@ class Content:
     sections: tuple[Section, ...]
     runs: tuple[tuple[int, SpeedRun], ...]
     sources: tuple[Source, ...]
-
-
-def points_of(curve: Curve, metric: Metric) -> list[tuple[Point, float, float]]:
-    """Return (point, bpp, quality) of the settings that have both, from few bits to many."""
-    found = [(point, point.mean.get("bpp"), metric.of(point.mean)) for point in curve.points]
-    return sorted(
-        ((p, rate, quality) for p, rate, quality in found if rate and quality is not None),
-        key=lambda each: each[1],
-    )
 
 
 def curve_of(section: Section, run: SpeedRun) -> Curve | None:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lic.codec.benchmark.bd_rate import bd_rate
-from lic.codec.benchmark.report.content import Metric, Section, points_of
+from lic.codec.benchmark.comparison import compare
+from lic.codec.benchmark.quality import Metric, points_of
+from lic.codec.benchmark.report.content import Section
 from lic.codec.benchmark.schema import Curve
-from lic.codec.errors import ConfigError
 
 # Below this share of common quality a mean difference says little about the narrower curve.
 LITTLE_OVERLAP = 0.5
@@ -43,18 +43,12 @@ def deltas(section: Section, metric: Metric) -> Iterator[Delta]:
 
 
 def _delta(curve: Curve, anchor: Curve, metric: Metric) -> Delta:
-    sign = -1 if metric.falls else 1
-    tested, reference = (
-        [(rate, sign * quality) for _, rate, quality in points_of(each, metric)]
-        for each in (curve, anchor)
-    )
     delta = Delta(system=curve.system, anchor=anchor.system)
-    for each, points in ((curve, tested), (anchor, reference)):
-        if not points:
+    for each in (curve, anchor):
+        if not points_of(each, metric):
             return replace(delta, refusal=f"{each.system} has no {metric.label}")
-    try:
-        found = bd_rate(reference, tested)
-    except ConfigError as error:
-        return replace(delta, refusal=str(error))
-    low, high = sorted((sign * found.low, sign * found.high))
-    return replace(delta, percent=found.percent, low=low, high=high, overlap=found.overlap)
+    found = compare(anchor, curve, metric)
+    if found.rate is None:
+        return replace(delta, refusal=found.reason)
+    rate = found.rate
+    return replace(delta, percent=rate.percent, low=rate.low, high=rate.high, overlap=rate.overlap)

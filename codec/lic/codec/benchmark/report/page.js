@@ -246,7 +246,7 @@ drawHead();
 drawRates();
 if (report.runs.length) {
   byId("speed").hidden = false;
-  drawSpeed(byId("speed-body"), report.sections[0] ?? null);
+  drawSpeed(byId("speed-body"));
 }
 if (report.views.length) {
   byId("look").hidden = false;

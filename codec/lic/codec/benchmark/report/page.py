@@ -14,14 +14,8 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
-from lic.codec.benchmark.report.content import (
-    METRICS,
-    Content,
-    Metric,
-    Section,
-    curve_of,
-    points_of,
-)
+from lic.codec.benchmark.quality import METRICS, Metric, points_of
+from lic.codec.benchmark.report.content import Content, Section, curve_of
 from lic.codec.benchmark.report.deltas import LITTLE_OVERLAP, deltas
 from lic.codec.benchmark.report.views import View
 from lic.codec.benchmark.schema import Curve, SpeedRun
@@ -96,9 +90,9 @@ def _section(section: Section) -> dict[str, Any]:
 
 
 def _run(content: Content, source: int, run: SpeedRun) -> dict[str, Any]:
-    """Return a run, and which curve tells its rate and quality: one of the first data set."""
-    curve = curve_of(content.sections[0], run) if content.sections else None
-    told = {"source": source, "curve": curve.system if curve else None}
+    """Return a run, and for each data set the curve that tells its rate and quality."""
+    curves = [curve_of(section, run) for section in content.sections]
+    told = {"source": source, "curves": [curve.system if curve else None for curve in curves]}
     return {**told, **asdict(run), "size": size_of(run)}
 
 

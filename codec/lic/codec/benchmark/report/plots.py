@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lic.codec.benchmark.report.content import Content, Metric, Section, points_of
+from lic.codec.benchmark.quality import Metric, points_of
+from lic.codec.benchmark.report.content import Content, Section
 from lic.codec.benchmark.report.drawing import (
     measured_style,
     new_figure,

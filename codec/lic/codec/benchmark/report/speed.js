@@ -4,7 +4,7 @@
 const DIRECTIONS = [["encode", "Encode"], ["decode", "Decode"]];
 const worked = (run) => !run.error && (run.encode || run.decode);
 
-const systemOf = (run) => run.curve ?? run.system;
+const systemOf = (run) => run.curves.find(Boolean) ?? run.system;
 const differ = (runs, of) => new Set(runs.map(of)).size > 1;
 
 function engineOf(run) {
@@ -15,9 +15,9 @@ function engineOf(run) {
   return [run.backend, device, run.precision, threads].filter(Boolean);
 }
 
-/* What a run can be placed by: key, name, value of a run, logarithmic. Quality is the data set's
-   mean at the same setting, from the files of rates. */
-function measuresOf(section) {
+/* What a run can be placed by: key, name, value of a run, logarithmic. Quality is the mean at the
+   same setting over a data set, that of this number, from the files of rates. */
+function measuresOf(number) {
   const of = (key, name, value, log) => ({ key, name, value, log });
   const found = [
     of("decode", "Decode (Mpx/s)", (r) => r.decode?.mpx_per_s, true),
@@ -26,13 +26,15 @@ function measuresOf(section) {
     ...DIRECTIONS.map(([way, name]) => of(`${way}-cpu`, `${name}, processor time (ms)`, (r) => r[way]?.cpu.median, true)),
     of("memory", "Peak memory (MB)", (r) => (r.peak_memory === null ? null : r.peak_memory / 1e6), true),
   ];
+  const section = report.sections[number];
   if (!section) return found;
+  const systemOf = (run) => run.curves[number];
   const anchor = section.anchors[0];
   for (const m of anchor ? section.metrics : [])
     found.push(of(`bd-${m.key}`, `BD-rate against ${anchor}, ${m.label} (%), less is better`, (run) =>
-      (run.curve === anchor ? 0
-        : section.deltas[m.key].find((d) => d.system === run.curve && d.anchor === anchor)?.percent), false));
-  const curve = (run) => section.curves.find((c) => c.system === run.curve);
+      (systemOf(run) === anchor ? 0
+        : section.deltas[m.key].find((d) => d.system === systemOf(run) && d.anchor === anchor)?.percent), false));
+  const curve = (run) => section.curves.find((c) => c.system === systemOf(run));
   for (const m of section.metrics)
     found.push(of(m.key, `${m.axis} at this setting`, (run) =>
       curve(run)?.points[m.key].find(([setting]) => setting === run.setting)?.[2], false));
@@ -40,9 +42,10 @@ function measuresOf(section) {
   return found;
 }
 
-function drawSpeed(host, section) {
+function drawSpeed(host) {
   const sources = [...new Set(report.runs.map((run) => run.source))];
-  const now = { source: sources[0], size: null, x: "decode", y: null };
+  const sections = [...report.sections.keys()].filter((i) => report.runs.some((run) => run.curves[i]));
+  const now = { source: sources[0], size: null, section: sections[0] ?? null, x: "decode", y: null };
   const chosen = () => report.runs.filter((run) => run.source === now.source);
   const sizes = () => [...new Set(chosen().filter(worked).map((run) => run.size))];
   const usual = () => {
@@ -50,7 +53,7 @@ function drawSpeed(host, section) {
     const often = (size) => chosen().filter((run) => worked(run) && run.size === size).length;
     const most = Math.max(0, ...sizes().map(often));
     const common = sizes().filter((size) => often(size) === most);
-    const photo = section?.pictures[0];
+    const photo = report.sections[now.section]?.pictures[0];
     return common.find((size) => photo && size === `${photo.height}x${photo.width}`) ??
       common[Math.floor((common.length - 1) / 2)] ?? "";
   };
@@ -58,19 +61,18 @@ function drawSpeed(host, section) {
   const scatterHost = el("div");
   const tableHost = el("div");
   const growthHost = el("div");
-  const measures = measuresOf(section);
   const there = (m) => report.runs.some((run) => worked(run) && (m.value(run) ?? null) !== null);
-  const usable = measures.filter(there);
+  let usable = measuresOf(now.section).filter(there);
   now.size = usual();
   now.y = (usable.find((m) => m.key.startsWith("bd-")) ?? usable.find((m) => m.key === "psnr") ??
     usable.find((m) => m.key === "memory") ?? usable[0])?.key;
   host.replaceChildren(bar, el("div", { class: "two" }, scatterHost, growthHost), tableHost);
-  const told = section ? ` Rates and qualities are means over ${section.label}.` : "";
   const scatter = usable.length > 1
     ? new Chart(scatterHost, { label: "Speed, memory and quality of systems", wide: 0.72, least: 330, most: 430 })
     : null;
 
-  if (scatter) scatterHost.append(el("p", { class: "key" }, `Area: peak memory. Dots of one kind are settings and engines of one system; point at them.${told}`));
+  const key = el("p", { class: "key" });
+  if (scatter) scatterHost.append(key);
 
   function drawBar() {
     const fields = [];
@@ -79,6 +81,9 @@ function drawSpeed(host, section) {
         String(now.source), (value) => { now.source = Number(value); now.size = usual(); draw(); })));
     if (sizes().length > 1)
       fields.push(field("Height x width", choice(sizes().map((s) => [s, s]), now.size, (v) => { now.size = v; drawParts(); })));
+    if (sections.length > 1)
+      fields.push(field("Rates and qualities of", choice(sections.map((i) => [String(i), report.sections[i].label]),
+        String(now.section), (value) => { now.section = Number(value); draw(); }, { id: "speed-set" })));
     if (scatter) {
       const options = usable.map((m) => [m.key, m.name]);
       fields.push(field("Across", choice(options, now.x, (v) => { now.x = v; drawScatter(); }, { id: "speed-x" }), "grow"),
@@ -89,6 +94,8 @@ function drawSpeed(host, section) {
 
   function drawScatter() {
     if (!scatter) return;
+    const told = now.section === null ? "" : ` Rates and qualities are means over ${report.sections[now.section].label}.`;
+    key.textContent = `Area: peak memory. Dots of one kind are settings and engines of one system; point at them.${told}`;
     const [x, y] = [now.x, now.y].map((key) => usable.find((m) => m.key === key) ?? usable[0]);
     const runs = chosen().filter((run) => worked(run) && run.size === now.size);
     scatter.show(scatterSeries(runs, x, y), scatterAxes(runs, x, y));
@@ -101,6 +108,7 @@ function drawSpeed(host, section) {
   }
 
   function draw() {
+    usable = measuresOf(now.section).filter(there);
     drawBar();
     drawParts();
     drawGrowth(growthHost, chosen());

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lic.codec.benchmark.report.content import Content, Section, curve_of
 from lic.codec.benchmark.report.deltas import deltas
 from lic.codec.benchmark.report.drawing import COLOURS, MARKS, new_figure, plain
+from lic.codec.benchmark.report.tables import slug_of
 from lic.codec.benchmark.schema import SpeedRun
 from lic.codec.benchmark.speed import by_size, engine_of
 
@@ -21,10 +22,14 @@ def speed_figures(content: Content) -> "Iterator[tuple[str, Figure]]":
         same = [run for run in runs if _size(run) == (height, width, batch)]
         name = f"{height}x{width}" + (f"-batch-{batch}" if batch > 1 else "")
         yield f"stages-{name}", _stages(same)
-        if content.sections and content.sections[0].anchors:
-            figure = _quality(same, content.sections[0])
-            if figure is not None:
-                yield f"speed-and-bd-rate-{name}", figure
+        drawn = [
+            (section, figure)
+            for section in content.sections
+            if section.anchors and (figure := _quality(same, section)) is not None
+        ]
+        for section, figure in drawn:
+            over = f"{slug_of(section.label)}-" if len(drawn) > 1 else ""
+            yield f"speed-and-bd-rate-{over}{name}", figure
     grown = [
         sorted(same, key=_megapixels)
         for same in by_size(run for run in runs if run.batch == 1)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lic.codec.benchmark.report.content import Content, Metric, Section
+from lic.codec.benchmark.quality import Metric
+from lic.codec.benchmark.report.content import Content, Section
 from lic.codec.benchmark.report.deltas import LITTLE_OVERLAP, Delta, deltas
 from lic.codec.benchmark.schema import DirectionTimes, SpeedRun
 from lic.codec.benchmark.speed import size_of
