@@ -19,6 +19,7 @@ import tempfile
 import tomllib
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -215,16 +216,25 @@ def prove_coding(boxes: list[Container]) -> None:
 
 
 def prove_measuring(box: Container) -> None:
-    """Run a measurement inside, and coding for a user that the image does not know."""
-    told = json.loads(
-        box.lic("eval", "photo.png", "-q", "3", "--repeats", "1", "--threads", "1", "--json")
-    )
-    expect(told["same_symbols"] == 1, f"lic eval: {told}")
-    say(f"lic eval: {told['bpp']:.3f} bpp, {told['psnr']:.2f} dB")
+    """Measure inside, and code for a user that the image does not know."""
+    model = ("-m", MODELS[0], "-q", "3", "--backend", "onnx", "--codec", "jpeg", "--json")
+    for row in _rows(box, "bench", "rd", "photo.png", *model, "--qualities", "80", "--no-cache"):
+        expect(not row["failed"] and row["psnr"] > LEAST_PSNR, f"lic bench rd: {row}")
+        say(f"lic bench rd: {row['system']}: {row['bpp']:.3f} bpp, {row['psnr']:.2f} dB")
+    once = ("--threads", "1", "--size", "128x192", "--runs", "1", "--warmup", "0")
+    for row in _rows(box, "bench", "speed", "photo.png", *model, *once):
+        expect(row["error"] is None, f"lic bench speed: {row}")
+        say(f"lic bench speed: {row['system']}: encode {row['encode']['wall']['median']:.0f} ms")
     box.lic("compress", "photo.png", "-o", "stranger.lic", "--quiet", user=STRANGER)
     owner = (box.data / "stranger.lic").stat().st_uid
     expect(f"{owner}" == STRANGER.split(":")[0], f"the file belongs to {owner}")
     say(f"any other user: {STRANGER}")
+
+
+def _rows(box: Container, *arguments: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in box.lic(*arguments).splitlines()]
+    expect(len(rows) == 2, f"lic {shlex.join(arguments)}: {len(rows)} rows, expected 2")
+    return rows
 
 
 def prove(target: str, architecture: str, name: str) -> None:

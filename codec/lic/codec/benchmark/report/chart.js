@@ -39,7 +39,9 @@ function ticksOf([from, to], log, wanted) {
 
 function tickText(value, ticks) {
   const gaps = ticks.slice(1).map((t, i) => t - ticks[i]);
-  const least = Math.min(...gaps, Math.abs(value) || Infinity);
+  // Along an axis of even steps all have as many digits; of 0.5, 1, 2, 5, 10 each as it needs.
+  const even = Math.max(...gaps) < 1.5 * Math.min(...gaps);
+  const least = Math.min(...(even ? gaps : []), Math.abs(value) || Infinity);
   return num(value, Math.min(6, Math.max(0, -Math.floor(Math.log10(least) + 1e-9))));
 }
 

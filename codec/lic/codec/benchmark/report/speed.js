@@ -144,9 +144,14 @@ function scatterAxes(runs, x, y) {
   const values = (m) => runs.map(m.value).filter((v) => v !== null && v !== undefined);
   const range = (m, share) => (values(m).length ? padded(values(m), m.log, share) : [1, 2]);
   const home = { x: range(x, 0.25), y: range(y, 0.18) };
-  // Names stand to the right of their dots.
-  if (x.log) home.x[1] *= (home.x[1] / home.x[0]) ** 0.45;
-  else home.x[1] += (home.x[1] - home.x[0]) * 0.45;
+  // Names stand to the right of their dots, a letter on about a hundredth of the width.
+  const along = (v) => (x.log ? Math.log(v / home.x[0]) / Math.log(home.x[1] / home.x[0])
+    : (v - home.x[0]) / (home.x[1] - home.x[0]));
+  const ends = runs.filter((run) => (x.value(run) ?? null) !== null)
+    .map((run) => along(x.value(run)) + 0.011 * shortened(systemOf(run), 24).length);
+  const room = Math.max(0, ...ends.map((end) => end - 1));
+  if (x.log) home.x[1] *= (home.x[1] / home.x[0]) ** room;
+  else home.x[1] += (home.x[1] - home.x[0]) * room;
   return { x: { name: x.name, log: x.log }, y: { name: y.name, log: y.log }, home };
 }
 
