@@ -1,9 +1,7 @@
 """lic export: graphs and bundles from whatever holds a model."""
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -12,14 +10,13 @@ import typer
 from lic.cli import options
 from lic.cli.batch import check_target, write_output
 from lic.cli.console import Output
+from lic.cli.export_source import Source, find_source, is_int8, refuse
 from lic.cli.extras import require
-from lic.cli.weights import default_name, is_checkpoint, load_any, rate_of
 from lic.codec.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from lic.codec.bundle import Bundle
     from lic.export.int8_bundle import Int8Options
-    from lic.export.make_bundle import Description
     from lic.export.parts import Exported, GraphOptions
 
 BUNDLE = "bundle"
@@ -122,12 +119,12 @@ def export(
         "--calib": calib, "--calib-method": calib_method, "--calib-count": calib_count,
         "--int8-sides": int8_sides,
     }  # fmt: skip
-    _refuse("without --int8", of_int8 if not int8 else {})
+    refuse("without --int8", of_int8 if not int8 else {})
     if int8 and not calib:
         raise ConfigError("--int8 needs pictures to take its ranges from: --calib FOLDER")
     out = Output(as_json=as_json)
     if BUNDLE not in parts:
-        _refuse("for single graphs", {"--int8-sides": int8_sides, "--dtype": dtype != "float32"})
+        refuse("for single graphs", {"--int8-sides": int8_sides, "--dtype": dtype != "float32"})
         require("export", "torch", "onnxscript")
         from lic.export.parts import GraphOptions
 
@@ -136,12 +133,12 @@ def export(
             half=fp16, **({} if opset is None else {"opset": opset}),
         )  # fmt: skip
         calibrated = _calibrated(of_int8, upsample) if int8 else None
-        if _is_int8(Path(source)):
+        if is_int8(Path(source)):
             raise ConfigError(
                 f"{source} is int8 already, and comes as a bundle: leave --part out, and take the "
                 "graphs from there, which hold their weights"
             )
-        found = _source(source, rate)
+        found = find_source(source, rate)
         _export_graphs(found, output, parts, graph_options, calibrated, force=force, out=out)
         return
     if len(parts) > 1:
@@ -149,17 +146,10 @@ def export(
     of_graphs = {
         "--input-size": input_size, "--opset": opset, "--external-round": external_round
     }  # fmt: skip
-    _refuse("for a bundle, which codes pictures of all sizes", of_graphs)
+    refuse("for a bundle, which codes pictures of all sizes", of_graphs)
     require("export", "torch", "onnxscript")
     make = _bundle_maker(upsample, fp16=fp16, of_int8=of_int8 if int8 else {}, force=force)
     _export_bundle(source, rate, output, dtype, make, int8=int8, force=force, out=out)
-
-
-def _refuse(why: str, given: dict[str, Any]) -> None:
-    """Refuse options that were given where they mean nothing."""
-    for name, value in given.items():
-        if value:
-            raise ConfigError(f"{name} means nothing {why}; leave it out")
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -172,86 +162,6 @@ def _size(text: str) -> tuple[int, int] | None:
             f"--input-size is {text!r}; expected height and width, such as 512,768"
         ) from None
     return height, width
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """What is exported: a bundle, or a checkpoint's model and what is known of it."""
-
-    bundle: "Bundle | None" = None
-    model: Any = None
-    description: "Description | None" = None
-
-    @property
-    def label(self) -> str:
-        """Family name and rate point."""
-        if self.bundle:
-            return self.bundle.label
-        assert self.description
-        return f"{self.description.name} q{self.description.rate_point}"
-
-    def loaded(self) -> tuple[Any, str]:
-        """Return the model as its bundle stores it, and that bundle's fingerprint."""
-        if self.bundle:
-            from lic.codec.backends.torch_backend import load_model
-
-            return load_model(self.bundle), self.bundle.manifest.fingerprint
-        from lic.export.make_bundle import freeze
-
-        frozen = freeze(self.model)
-        return frozen.model, frozen.fingerprint
-
-    def whole(self, target: Path, dtype: str, *, force: bool) -> "Bundle":
-        """Write a bundle with graphs."""
-        from lic.export.make_bundle import add_graphs, make_bundle
-
-        self._check_dtype(dtype)
-        if self.bundle:
-            return add_graphs(self.bundle, target, overwrite=force)
-        assert self.description
-        return make_bundle(
-            self.model, target, self.description,
-            dtype=cast(Any, dtype), graphs=True, overwrite=force,
-        )  # fmt: skip
-
-    @contextlib.contextmanager
-    def ready(self, dtype: str = "float32", *, graphs: bool = False) -> Iterator["Bundle"]:
-        """Give the bundle that others are made from; `graphs`: of models with a context, too."""
-        from lic.export.make_bundle import make_bundle
-
-        self._check_dtype(dtype)
-        if self.bundle and (self.bundle.has_graphs or not graphs):
-            yield self.bundle
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "float"
-            if graphs:
-                yield self.whole(target, dtype, force=False)
-                return
-            assert self.description
-            yield make_bundle(self.model, target, self.description, dtype=cast(Any, dtype))
-
-    def _check_dtype(self, dtype: str) -> None:
-        if self.bundle:
-            _refuse(f"with {self.bundle.label}, a bundle", {"--dtype": dtype != "float32"})
-
-
-def _source(source: str, rate: int | None) -> Source:
-    from lic.codec.library import select
-    from lic.export.make_bundle import Description
-
-    path = Path(source)
-    if not is_checkpoint(path):
-        return Source(bundle=select(source, rate))
-    _refuse(f"with {source}, a checkpoint", {"--rate": rate})
-    model, training = load_any(path)
-    description = Description(
-        name=default_name(model.config),
-        rate_point=rate_of(training),
-        lmbda=training.get("lmbda"),
-        training=training,
-    )
-    return Source(model=model, description=description)
 
 
 Make = Callable[["Bundle", Path], "Bundle"]
@@ -280,12 +190,6 @@ def _bundle_maker(
     return None
 
 
-def _is_int8(path: Path) -> bool:
-    from lic.codec.models.int8_files import is_converted
-
-    return path.is_file() and is_converted(path)
-
-
 def _calibrated(of_int8: dict[str, Any], upsample: str) -> tuple[Path, "Int8Options"]:
     """Return the folder of the calibration's pictures, and what is made of them."""
     from lic.export.int8_bundle import Int8Options
@@ -309,14 +213,14 @@ def _export_bundle(
     force: bool,
     out: Output,
 ) -> None:
-    if _is_int8(Path(source)):
-        _refuse(
+    if is_int8(Path(source)):
+        refuse(
             f"with {source}, which is int8 already",
             {"--int8, --fp16 or --upsample": make, "--rate": rate, "--dtype": dtype != "float32"},
         )
         bundle = _trained_bundle(Path(source), target, force=force)
     else:
-        found = _source(source, rate)
+        found = find_source(source, rate)
         if make is None:
             bundle = found.whole(target, dtype, force=force)
         else:
