@@ -141,8 +141,8 @@ def test_commands_of_the_benchmark_guide(
     from tests.codec.report.made import direction
 
     def measure(tasks: Any, **_: Any) -> Iterator[SpeedRun]:
-        for task, pixels in tasks:
-            both = direction(5.0, pixels.size)
+        for task, source in tasks:
+            both = direction(5.0, source.pixels().size)
             yield replace(task.row(), encode=both, decode=both)
 
     monkeypatch.setattr(speed, "measure", measure)
