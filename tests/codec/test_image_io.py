@@ -281,9 +281,13 @@ def test_large_claims_are_refused_before_decoding() -> None:
     assert read_picture(save(Image.fromarray(colours()), "PNG"), max_pixels=600).width == 30
 
 
-def test_pillows_own_limit_neither_acts_nor_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+# The reader of WebP holds sizes against Pillow's limit by itself.
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_pillows_own_limit_neither_acts_nor_changes(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    data = save(Image.fromarray(colours()), "PNG").getvalue()
+    data = save(Image.fromarray(colours()), format).getvalue()
     threads = [threading.Thread(target=read_picture, args=(io.BytesIO(data),)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -291,6 +295,20 @@ def test_pillows_own_limit_neither_acts_nor_changes(monkeypatch: pytest.MonkeyPa
         thread.join()
     assert Image.MAX_IMAGE_PIXELS == 10
     assert read_picture(io.BytesIO(data)).width == 30
+
+
+def test_pillows_own_limit_protects_others_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int | None] = []
+    factory, accept = Image.OPEN["PNG"]
+
+    def watched(stream: Any, name: Any) -> Any:
+        seen.append(Image.MAX_IMAGE_PIXELS)
+        return factory(stream, name)
+
+    monkeypatch.setitem(Image.OPEN, "PNG", (watched, accept))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    read_picture(save(Image.fromarray(colours()), "PNG"))
+    assert seen == [10]
 
 
 def test_inflated_text_and_profiles_are_refused() -> None:
