@@ -55,7 +55,7 @@ def encode(
 
 
 def decode(
-    data: bytes,
+    data: bytes | bytearray | memoryview,
     *,
     limits: Limits | None = None,
     backend: str = "auto",

@@ -105,6 +105,17 @@ class CodecCache:
 SHARED = CodecCache()
 """Of the functions that take no codec: `encode`, `decode`, and Pillow's plugin."""
 
-# The threads of an engine do not live on in a forked process, which would wait for them forever.
+_inherited: list[object] = []
+
+
+def _begin_anew() -> None:
+    """Leave the codecs of the process that was forked alone.
+
+    The engines' threads did not come along, so that to run them, or to free them, may wait forever.
+    """
+    _inherited.append(SHARED._slots)
+    SHARED.clear()
+
+
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=SHARED.clear)
+    os.register_at_fork(after_in_child=_begin_anew)

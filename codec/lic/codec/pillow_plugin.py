@@ -188,23 +188,22 @@ def _encode(im: Image.Image, options: Mapping[str, Any]) -> Encoded:
     return codec.compress(picture, lossless=lossless, tile=tile)
 
 
-def _encoder(bundle: str | os.PathLike[str] | None, quality: object) -> Codec:
-    rate_point = None
+def _encoder(bundle: str | os.PathLike[str] | None, quality: Any) -> Codec:
     if quality is not None:
-        try:
-            rate_point = operator.index(quality)  # type: ignore[arg-type]
-        except TypeError:
+        # numpy's integers are welcome, True is not.
+        if isinstance(quality, bool) or not hasattr(quality, "__index__"):
             raise ConfigError(
-                f"quality is {quality!r}; expected a rate point of the model, a whole number from "
-                "1 (smallest)"
-            ) from None
+                f"quality is {quality!r}; expected a rate point of the model, an int from 1 "
+                "(smallest)"
+            )
+        quality = operator.index(quality)
     name = None if bundle is None else os.fspath(bundle)
     try:
-        return SHARED.encoder(name, rate_point, **_engine())
+        return SHARED.encoder(name, quality, **_engine())
     except ConfigError as error:
         if quality is None:
             raise
-        raise ConfigError(f"quality is {quality!r}: {error}") from error
+        raise ConfigError(f"quality is {quality}: {error}") from error
 
 
 def _metadata(im: Image.Image, options: Mapping[str, Any]) -> dict[str, bytes | None]:
