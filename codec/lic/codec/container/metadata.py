@@ -32,8 +32,8 @@ class Metadata:
 def read_metadata(stream: IO[bytes], start: int = 0) -> Metadata:
     """Return the metadata of a file whose first `HEADER_BYTES` were read and found good.
 
-    Seeks from chunk to chunk up to the first tile. Tiles and alpha, neither read nor checked, may
-    be damaged or missing.
+    Seeks from chunk to chunk up to the first tile. What is not read is not checked: tiles, alpha,
+    chunks of unknown types.
 
     Args:
         stream: It can seek; it is left anywhere.
