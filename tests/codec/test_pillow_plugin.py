@@ -357,7 +357,6 @@ def gray16(image: Image.Image) -> Image.Image:
         (lambda image: image.convert("LA").rotate(10), "PNG"),
         (lambda image: image.convert("RGBA").rotate(10), "PNG"),
         (lambda image: image.convert("RGBA"), "PNG"),
-        (lambda image: image.convert("YCbCr"), "TIFF"),
         (palette, "PNG"),
         (cmyk, "TIFF"),
         (gray16, "PNG"),
@@ -376,6 +375,11 @@ def test_every_mode_is_coded_as_a_file_of_it_is(
     with Image.open(stream) as source:
         expected = replace(picture, exif=None, xmp=None)
         assert saved(source) == open_codec().compress(expected, lossless=None).data
+
+
+def test_ycbcr_is_coded_as_rgb(image: Image.Image) -> None:
+    converted = image.convert("YCbCr")
+    assert opened(saved(converted, lossless=True)).tobytes() == converted.convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("mode", ["F", "I", "HSV", "CMYK"])

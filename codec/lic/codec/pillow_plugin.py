@@ -54,6 +54,9 @@ THREADS: int = 0
 # Whether a picture is too large to open is Pillow's decision: Image.MAX_IMAGE_PIXELS.
 _ANY_SIZE: Final = Limits(max_pixels=0)
 _MODES: Final = {(1, False): "L", (1, True): "LA", (3, False): "RGB", (3, True): "RGBA"}
+_ONE_PICTURE: Final = (
+    "a .lic file holds one picture; leave out save_all and append_images, and save each frame alone"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ class LicImageFile(ImageFile.ImageFile):
             metadata = read_metadata(self.fp, start)
         self._mode = _MODES[header.colour, metadata.has_alpha]
         self.info.update(_info(header, metadata))
-        self.tile = [ImageFile._Tile(FORMAT, (0, 0, *self.size), start)]
+        self.tile = [ImageFile._Tile(FORMAT, (0, 0, *self.size), start, ())]
 
     def load(self) -> "PixelAccess | None":
         """Decode the pixels, once.
@@ -89,7 +92,8 @@ class LicImageFile(ImageFile.ImageFile):
             OSError: damaged, truncated, or the model is not installed.
             ValueError: a setting of this module that cannot work.
         """
-        with _pillow_errors(self.filename):
+        # A copy that comes out of a pickle has pixels, but no name in every version of Pillow.
+        with _pillow_errors(self.filename if self.tile else ""):
             return super().load()
 
     def load_seek(self, pos: int) -> None:
@@ -174,6 +178,8 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
 
 
 def _encode(im: Image.Image, options: Mapping[str, Any]) -> Encoded:
+    if options.get("append_images"):
+        raise ConfigError(_ONE_PICTURE)
     lossless = options.get("lossless")
     if lossless not in (True, False, None):
         raise ConfigError(f"lossless is {lossless!r}; expected True, False or None")
@@ -228,7 +234,7 @@ def _blob(name: str, value: Any) -> bytes | None:
 
 def _save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     del im, fp, filename
-    raise ValueError("a .lic file holds one picture; leave out save_all, and save each frame alone")
+    raise ValueError(_ONE_PICTURE)
 
 
 def _tell(notes: tuple[str, ...]) -> None:
