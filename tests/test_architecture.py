@@ -28,7 +28,8 @@ CODEC_LAYERS = (
     ("models",),
     ("bundle", "backends", "library"),
     ("pipeline",),
-    ("pillow_plugin", "benchmark", "inspection"),
+    ("codec_cache",),
+    ("arrays", "pillow_plugin", "benchmark", "inspection"),
     ("self_test",),
 )
 TRAINERS_LAYERS = (

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PILLOW = (ROOT / "codec" / "PILLOW.md").read_text()
 GUIDE = (ROOT / "export" / "GUIDE.md").read_text()
 
 
@@ -229,6 +230,38 @@ def test_the_python_example(photos: Path) -> None:
         assert image.size == (160, 120)
 
 
+def test_the_examples_of_the_pillow_guide(photos: Path) -> None:
+    """In the order they come, in one process: later ones use what earlier ones made."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", PILLOW, re.DOTALL))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=photos, check=True, timeout=120, capture_output=True
+    )
+    assert done.stdout.decode() == "(160, 120) RGB 1\n"
+    sizes = {path.stem: path.stat().st_size for path in photos.glob("*.lic")}
+    assert sizes["small"] < sizes["photo"] < sizes["large"] < sizes["exact"]
+    assert sizes["described"] > sizes["photo"]
+    with Image.open(photos / "thumbnail.jpg") as image:
+        assert image.size == (64, 48)
+
+
+def test_the_pillow_guide_names_every_option_and_setting() -> None:
+    """And those only, of which tables and the text on arrays tell."""
+    import inspect
+
+    from lic.codec import decode, encode, pillow_plugin
+
+    for function in (encode, decode):
+        for name in inspect.signature(function).parameters:
+            assert name in ("pixels", "data", "limits") or f"`{name}`" in PILLOW
+    source = inspect.getsource(pillow_plugin)
+    options = set(re.findall(r"options\.get\(\"(\w+)\"", source))
+    table = PILLOW[PILLOW.index("| option |") : PILLOW.index("Every mode")]
+    listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in row.split(", ")}
+    assert {name.strip("`") for name in listed} == options - {"append_images"}
+    for name in ("BACKEND", "DEVICE", "THREADS"):
+        assert hasattr(pillow_plugin, name) and f"pillow_plugin.{name} = " in PILLOW
+
+
 def test_exit_codes_are_those_of_the_program() -> None:
     from lic.cli.app import app
     from lic.cli.console import Exit
@@ -250,6 +283,7 @@ def test_links_lead_somewhere() -> None:
         "CONTRIBUTING.md",
         "codec/FORMAT.md",
         "codec/BENCH.md",
+        "codec/PILLOW.md",
         "export/GUIDE.md",
     ):
         # Indented lines are code, where v[i](p) is no link.
@@ -267,6 +301,7 @@ def test_nothing_is_left_to_be_filled_in() -> None:
         "codec/FORMAT.md",
         "export/GUIDE.md",
         "codec/BENCH.md",
+        "codec/PILLOW.md",
     ):
         text = (ROOT / page).read_text()
         left = [c for c in re.findall(r"<!-- ([\w-]+) -->", text)]

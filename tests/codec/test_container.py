@@ -1,3 +1,4 @@
+import io
 import random
 import re
 import struct
@@ -24,6 +25,7 @@ from lic.codec.container import (
     list_chunks,
     parse,
     parse_header,
+    read_metadata,
     serialize,
 )
 from lic.codec.errors import BitstreamError, LicError, LimitError
@@ -117,6 +119,43 @@ def test_chunks_are_listed_with_their_places() -> None:
     assert names == ["HEAD", "modl", "iccp", "exif", "xmp_", "alph", "meta"] + ["TILE"] * 6
     assert chunks[-1].end == len(data)
     assert data[chunks[2].payload] == b"icc"
+
+
+@pytest.mark.parametrize("file", [simple_file(), full_file()], ids=["simple", "full"])
+def test_metadata_is_read_without_the_rest(file: LicFile) -> None:
+    data = b"before" + serialize(file)
+    first_tile = data.index(b"TILE") + 4
+    metadata = read_metadata(io.BytesIO(data[:first_tile]), start=6)
+    whole = parse(data[6:])
+    assert (metadata.model, metadata.icc) == (whole.model, whole.icc)
+    assert (metadata.exif, metadata.xmp) == (whole.exif, whole.xmp)
+    assert metadata.has_alpha == (whole.alpha is not None)
+    for length in range(6 + HEADER_BYTES, first_tile):
+        with pytest.raises(BitstreamError):
+            read_metadata(io.BytesIO(data[:length]), start=6)
+
+
+def test_every_bit_flip_in_metadata_is_reported() -> None:
+    data = serialize(full_file())
+    for chunk in list_chunks(data)[1:5]:
+        for bit in range(8 * chunk.payload.start, 8 * chunk.end):
+            damaged = bytearray(data)
+            damaged[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(BitstreamError, match=f"chunk {chunk.name} at byte"):
+                read_metadata(io.BytesIO(damaged))
+
+
+@pytest.mark.parametrize("kind", [b"iccp", b"alph", b"tidx"])
+def test_metadata_obeys_the_formats_rules(kind: bytes) -> None:
+    head = serialize(simple_file())[:HEADER_BYTES]
+    for bad, error in (
+        (chunk(kind, b"") * 2, BitstreamError),
+        (chunk(b"priv", b"") * 1001, LimitError),
+        (chunk(b"PRIV", b""), BitstreamError),
+        (head[8:], BitstreamError),
+    ):
+        with pytest.raises(error):
+            read_metadata(io.BytesIO(head + bad + chunk(b"TILE", b"")))
 
 
 def test_every_truncation_is_reported() -> None:

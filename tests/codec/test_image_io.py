@@ -26,6 +26,7 @@ from lic.codec.image_io import (
     write_picture,
 )
 from lic.codec.image_io.exif import minimal_exif, read_orientation, with_orientation
+from tests.codec.profiles import cmyk_profile
 
 Pixels = NDArray[np.uint8]
 
@@ -192,29 +193,6 @@ def test_of_several_pictures_the_first_is_taken(format: str) -> None:
     assert np.abs(picture.pixels[0, 0].astype(int) - [255, 0, 0]).max() < 4
 
 
-def cmyk_profile() -> bytes:
-    """A minimal ICC output profile: a 2-point table from CMYK to L*a*b* by ink coverage."""
-    corners = []
-    for index in range(16):
-        inks = [index >> shift & 1 for shift in (3, 2, 1, 0)]
-        corners += [255 - min(255, 60 * sum(inks[:3]) + 255 * inks[3]), 128, 128]
-    ramp = bytes(range(256))
-    matrix = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
-    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix
-    table += ramp * 4 + bytes(corners) + ramp * 3
-    text = b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(78)
-    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
-    tags, body = b"", b""
-    for name, data in ((b"desc", text), (b"wtpt", white), (b"A2B0", table)):
-        body += bytes(-len(body) % 4)
-        tags += struct.pack(">4sII", name, 128 + 4 + 36 + len(body), len(data))
-        body += data
-    size = 128 + 4 + 36 + len(body)
-    head = struct.pack(">II4s4s4s4s", size, 0, bytes([2, 16, 0, 0]), b"prtr", b"CMYK", b"Lab ")
-    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
-    return head.ljust(128, b"\0") + struct.pack(">I", 3) + tags + body
-
-
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
 def test_cmyk_goes_through_its_profile_or_not_at_all(format: str) -> None:
     image = Image.new("CMYK", (16, 16), (0, 0, 0, 255))
@@ -281,9 +259,13 @@ def test_large_claims_are_refused_before_decoding() -> None:
     assert read_picture(save(Image.fromarray(colours()), "PNG"), max_pixels=600).width == 30
 
 
-def test_pillows_own_limit_neither_acts_nor_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+# The reader of WebP holds sizes against Pillow's limit by itself.
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_pillows_own_limit_neither_acts_nor_changes(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    data = save(Image.fromarray(colours()), "PNG").getvalue()
+    data = save(Image.fromarray(colours()), format).getvalue()
     threads = [threading.Thread(target=read_picture, args=(io.BytesIO(data),)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -291,6 +273,20 @@ def test_pillows_own_limit_neither_acts_nor_changes(monkeypatch: pytest.MonkeyPa
         thread.join()
     assert Image.MAX_IMAGE_PIXELS == 10
     assert read_picture(io.BytesIO(data)).width == 30
+
+
+def test_pillows_own_limit_protects_others_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int | None] = []
+    factory, accept = Image.OPEN["PNG"]
+
+    def watched(stream: Any, name: Any) -> Any:
+        seen.append(Image.MAX_IMAGE_PIXELS)
+        return factory(stream, name)
+
+    monkeypatch.setitem(Image.OPEN, "PNG", (watched, accept))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    read_picture(save(Image.fromarray(colours()), "PNG"))
+    assert seen == [10]
 
 
 def test_inflated_text_and_profiles_are_refused() -> None:

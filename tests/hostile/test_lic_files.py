@@ -3,6 +3,7 @@
 Whatever reads a .lic file must refuse each of them by name, at once, and within a small memory.
 """
 
+import io
 import struct
 import time
 import tracemalloc
@@ -10,8 +11,18 @@ import zlib
 from collections.abc import Callable
 
 import pytest
+from PIL import Image
 
-from lic.codec.container import SIGNATURE, Coder, list_chunks, parse, parse_header
+import lic.codec.pillow_plugin  # noqa: F401
+from lic.codec.container import (
+    SIGNATURE,
+    Coder,
+    Metadata,
+    list_chunks,
+    parse,
+    parse_header,
+    read_metadata,
+)
 from lic.codec.errors import BitstreamError, LicError, LimitError
 from lic.codec.image_io import decode_alpha, decode_lossless
 
@@ -104,13 +115,33 @@ def test_a_hostile_file_is_refused_at_once(data: bytes, error: type[LicError]) -
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("function", [parse, parse_header, list_chunks])
+def metadata(data: bytes) -> Metadata:
+    parse_header(data)
+    return read_metadata(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("function", [parse, parse_header, list_chunks, metadata])
 @pytest.mark.parametrize("data", [data for data, _ in HOSTILE.values()], ids=HOSTILE)
 def test_every_reader_survives_it(function: Callable[[bytes], object], data: bytes) -> None:
     try:
         function(data)
     except LicError:
         pass
+
+
+@pytest.mark.parametrize("data", [data for data, _ in HOSTILE.values()], ids=HOSTILE)
+def test_pillow_survives_it(data: bytes) -> None:
+    """With the errors that programs expect of a picture file: OSError, or Pillow's own bomb."""
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        with pytest.raises((OSError, Image.DecompressionBombError)):
+            Image.open(io.BytesIO(data)).load()
+        # A picture within Pillow's limit has its memory before its decoder is asked.
+        assert tracemalloc.get_traced_memory()[1] < 300_000
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - start < 1
 
 
 def test_an_embedded_picture_larger_than_head_is_not_decoded() -> None:

@@ -1,8 +1,7 @@
 """lic decompress: .lic files -> pictures."""
 
-import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +12,6 @@ from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
     from lic.codec.image_io import Picture
-    from lic.codec.pipeline import Codec
     from lic.codec.results import Decoded
 
 
@@ -76,23 +74,11 @@ def decompress(
 
 def decoder(model: str | None, *, max_pixels: int, **engine: Any) -> Callable[[bytes], "Decoded"]:
     """Return the function that decodes a file's bytes; it opens each model once."""
-    from lic.codec.container import Limits, Model
-    from lic.codec.library import for_fingerprint
-    from lic.codec.pipeline import Codec, decompress
+    from lic.codec.codec_cache import CodecCache
+    from lic.codec.container import Limits
+    from lic.codec.pipeline import decompress
 
-    @lru_cache(maxsize=4)
-    def opened(fingerprint: bytes, hint: Model | None) -> "Codec":
-        codec = Codec(for_fingerprint(fingerprint, hint, model=model), **engine)
-        codec.backend.load(decoder=True)
-        return codec
-
-    one_at_a_time = threading.Lock()
-
-    def find(fingerprint: bytes, hint: Model | None) -> "Codec":
-        # Files that start together must wait for one model, not load one each.
-        with one_at_a_time:
-            return opened(fingerprint, hint)
-
+    find = partial(CodecCache().decoder, model=model, **engine)
     limits = Limits(max_pixels=max_pixels)
 
     def decode(data: bytes) -> "Decoded":

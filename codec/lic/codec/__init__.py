@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    from lic.codec.arrays import decode as decode
+    from lic.codec.arrays import encode as encode
     from lic.codec.container import Header as Header
     from lic.codec.container import Limits as Limits
     from lic.codec.container import parse_header as parse_header
@@ -47,6 +49,7 @@ _ERRORS = (
 )
 _HOMES = {
     **dict.fromkeys(_ERRORS.split(), "errors"),
+    **dict.fromkeys(("decode", "encode"), "arrays"),
     **dict.fromkeys(("Header", "Limits", "parse_header"), "container"),
     **dict.fromkeys(("Picture", "read_picture", "write_picture"), "image_io"),
     **dict.fromkeys(("Codec", "decompress", "open_codec"), "pipeline"),

@@ -16,6 +16,7 @@ from lic.codec.container.file import (
     serialize,
 )
 from lic.codec.container.header import MAX_SIDE, Coder, Header, Limits
+from lic.codec.container.metadata import Metadata, read_metadata
 from lic.codec.container.text import Model
 
 __all__ = [
@@ -28,10 +29,12 @@ __all__ = [
     "Header",
     "LicFile",
     "Limits",
+    "Metadata",
     "Model",
     "Tile",
     "list_chunks",
     "parse",
     "parse_header",
+    "read_metadata",
     "serialize",
 ]

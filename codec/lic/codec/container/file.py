@@ -32,6 +32,7 @@ MAX_PAYLOAD: Final[Mapping[bytes, int]] = {
 }
 """Known ancillary chunks, each at most once, and the largest payload of each in bytes."""
 
+CHUNK_HEAD_BYTES: Final = 8
 _CHUNK_OVERHEAD: Final = 12
 _TILE: Final = struct.Struct("<IIB")
 
@@ -167,12 +168,10 @@ def parse(data: bytes, limits: Limits | None = None) -> LicFile:
         if chunk.type == b"TILE":
             tile = _unpack_tile(data, chunk, header)
             if tile.index in tiles:
-                raise _fault(chunk, f"tile {tile.index} occurs twice")
+                raise fault(chunk, f"tile {tile.index} occurs twice")
             tiles[tile.index] = tile
         elif chunk.type in MAX_PAYLOAD:
-            if chunk.type in found:
-                raise _fault(chunk, "this chunk may occur only once")
-            _check_payload_size(chunk.type, chunk.length)
+            check_known(chunk, found)
             found[chunk.type] = data[chunk.payload]
         elif chunk.type != b"HEAD":
             warnings.append(f"skipped unknown chunk {chunk.name} at byte {chunk.offset}")
@@ -189,7 +188,8 @@ def parse(data: bytes, limits: Limits | None = None) -> LicFile:
     )
 
 
-def _fault(chunk: Chunk, text: str) -> BitstreamError:
+def fault(chunk: Chunk, text: str) -> BitstreamError:
+    """Return the error that says what is wrong with a chunk."""
     return BitstreamError(f"chunk {chunk.name} at byte {chunk.offset}: {text}")
 
 
@@ -208,24 +208,42 @@ def _check_signature(data: bytes) -> None:
 
 
 def _read_chunk(data: bytes, offset: int) -> Chunk:
-    left = len(data) - offset
+    chunk = chunk_head(data[offset : offset + CHUNK_HEAD_BYTES], offset, len(data) - offset)
+    # A view: a slice of bytes would copy every chunk only to sum it up.
+    check_crc(chunk, memoryview(data)[offset + 4 : chunk.end])
+    return chunk
+
+
+def chunk_head(head: bytes, offset: int, left: int) -> Chunk:
+    """Return the chunk that begins with `head`, of which `left` bytes of the file are left.
+
+    Raises:
+        BitstreamError: No chunk type, or longer than the file.
+    """
     if left < _CHUNK_OVERHEAD:
         raise BitstreamError(
-            f"file truncated at byte {len(data)}: found {left} bytes of a chunk at byte {offset}, "
-            f"expected at least {_CHUNK_OVERHEAD}"
+            f"file truncated at byte {offset + left}: found {left} bytes of a chunk at byte "
+            f"{offset}, expected at least {_CHUNK_OVERHEAD}"
         )
-    length, kind = struct.unpack_from("<I4s", data, offset)
+    length, kind = struct.unpack("<I4s", head)
     chunk = Chunk(kind, offset, length)
     if not kind[:1].isalpha() or not kind.replace(b"_", b"a").isalnum():
         raise BitstreamError(f"byte {offset + 4}: {kind.hex(' ')} is no chunk type")
     if length > left - _CHUNK_OVERHEAD:
-        raise _fault(chunk, f"{length} bytes long, but {left - _CHUNK_OVERHEAD} are left")
-    # A view: a slice of bytes would copy every chunk only to sum it up.
-    crc = zlib.crc32(memoryview(data)[offset + 4 : offset + 8 + length])
-    (stored,) = struct.unpack_from("<I", data, chunk.end - 4)
-    if crc != stored:
-        raise _fault(chunk, f"CRC is {crc:08x}, expected {stored:08x}: the file is damaged")
+        raise fault(chunk, f"{length} bytes long, but {left - _CHUNK_OVERHEAD} are left")
     return chunk
+
+
+def check_crc(chunk: Chunk, content: bytes | memoryview) -> None:
+    """Hold the CRC at the end of `content`, which begins with the type, against the rest.
+
+    Raises:
+        BitstreamError: It differs.
+    """
+    crc = zlib.crc32(content[:-4])
+    stored = int.from_bytes(content[-4:], "little")
+    if crc != stored:
+        raise fault(chunk, f"CRC is {crc:08x}, expected {stored:08x}: the file is damaged")
 
 
 def _walk(data: bytes, header: Header, warnings: list[str]) -> Iterator[Chunk]:
@@ -242,8 +260,8 @@ def _walk(data: bytes, header: Header, warnings: list[str]) -> Iterator[Chunk]:
         tiles += chunk.type == b"TILE"
         ancillary += chunk.ancillary
         if tiles > header.tile_count:
-            raise _fault(chunk, f"more tiles than the {header.tile_count} of the picture")
-        _check_place(chunk, tiles, ancillary)
+            raise fault(chunk, f"more tiles than the {header.tile_count} of the picture")
+        check_place(chunk, tiles, ancillary)
         yield chunk
         offset = chunk.end
     if tiles < header.tile_count:
@@ -252,16 +270,23 @@ def _walk(data: bytes, header: Header, warnings: list[str]) -> Iterator[Chunk]:
         )
 
 
-def _check_place(chunk: Chunk, tiles: int, ancillary: int) -> None:
+def check_known(chunk: Chunk, found: Mapping[bytes, bytes]) -> None:
+    """Refuse a known ancillary chunk that is too large or among those found before."""
+    if chunk.type in found:
+        raise fault(chunk, "this chunk may occur only once")
+    _check_payload_size(chunk.type, chunk.length)
+
+
+def check_place(chunk: Chunk, tiles: int, ancillary: int) -> None:
     """Refuse a chunk that is unknown or out of order; the counts include it."""
     if (chunk.type == b"HEAD") != (chunk.offset == len(SIGNATURE)):
-        raise _fault(chunk, "HEAD must be the first chunk and the only one of its type")
+        raise fault(chunk, "HEAD must be the first chunk and the only one of its type")
     if chunk.ancillary and tiles:
-        raise _fault(chunk, "must stand before the first TILE")
+        raise fault(chunk, "must stand before the first TILE")
     if ancillary > MAX_ANCILLARY_CHUNKS:
         raise LimitError(f"more than {MAX_ANCILLARY_CHUNKS} chunks beside the tiles")
     if not chunk.ancillary and chunk.type not in (b"HEAD", b"TILE"):
-        raise _fault(chunk, "unknown chunk that cannot be skipped; a newer lic may read it")
+        raise fault(chunk, "unknown chunk that cannot be skipped; a newer lic may read it")
 
 
 def _check_tiles(header: Header, tiles: tuple[Tile, ...]) -> None:
@@ -311,10 +336,10 @@ def _pack_tile(tile: Tile) -> bytes:
 
 def _unpack_tile(data: bytes, chunk: Chunk, header: Header) -> Tile:
     if chunk.length < _TILE.size:
-        raise _fault(chunk, f"{chunk.length} bytes long, expected at least {_TILE.size}")
+        raise fault(chunk, f"{chunk.length} bytes long, expected at least {_TILE.size}")
     index, crc, count = _TILE.unpack_from(data, chunk.payload.start)
     if index >= header.tile_count:
-        raise _fault(chunk, f"tile {index}, expected 0..{header.tile_count - 1}")
+        raise fault(chunk, f"tile {index}, expected 0..{header.tile_count - 1}")
     _check_tile(header, crc, count, f"chunk TILE at byte {chunk.offset}")
     position, end = chunk.payload.start + _TILE.size, chunk.payload.stop
     lengths = []
@@ -322,7 +347,7 @@ def _unpack_tile(data: bytes, chunk: Chunk, header: Header) -> Tile:
         length, position = _read_leb128(data, position, end, chunk)
         lengths.append(length)
     if position + sum(lengths) != end:
-        raise _fault(chunk, f"streams of {sum(lengths)} bytes, but {end - position} are there")
+        raise fault(chunk, f"streams of {sum(lengths)} bytes, but {end - position} are there")
     streams = []
     for length in lengths:
         streams.append(data[position : position + length])
@@ -352,4 +377,4 @@ def _read_leb128(data: bytes, position: int, end: int, chunk: Chunk) -> tuple[in
             if shift and not byte:
                 break
             return value, position
-    raise _fault(chunk, f"no valid stream length before byte {position}")
+    raise fault(chunk, f"no valid stream length before byte {position}")

@@ -9,13 +9,14 @@ from lic.codec.image_io.lossless import (
 from lic.codec.image_io.picture import (
     METADATA_KINDS,
     Picture,
+    agreeing_metadata,
     apply_metadata_policy,
     check_metadata_policy,
     orient,
     tag_orientation,
     upright,
 )
-from lic.codec.image_io.reader import READABLE, READABLE_SUFFIXES, read_picture
+from lic.codec.image_io.reader import READABLE, READABLE_SUFFIXES, picture_from_image, read_picture
 from lic.codec.image_io.writer import WRITABLE, encode_picture, write_picture
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "READABLE_SUFFIXES",
     "WRITABLE",
     "Picture",
+    "agreeing_metadata",
     "apply_metadata_policy",
     "check_metadata_policy",
     "decode_alpha",
@@ -32,6 +34,7 @@ __all__ = [
     "encode_lossless",
     "encode_picture",
     "orient",
+    "picture_from_image",
     "read_picture",
     "tag_orientation",
     "upright",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lic.codec.errors import BitstreamError
-from lic.codec.image_io.reader import open_image
+from lic.codec.image_io.reader import open_unlimited
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS: Final = (b"IHDR", b"IDAT", b"IEND")
@@ -58,7 +58,7 @@ def decode_lossless(data: bytes, *, width: int, height: int, channels: int) -> N
     if packed is not None:
         _check_samples(packed, height * (1 + width * channels))
     try:
-        image = open_image(io.BytesIO(data), [kind])
+        image = open_unlimited(io.BytesIO(data), [kind])
         samples = np.asarray(image.convert("RGB") if kind == "WEBP" else image)
     # Pillow's decoders let nearly every exception escape on damaged data.
     except Exception as error:

@@ -57,6 +57,14 @@ class Picture:
         """1 gray, 3 RGB."""
         return int(self.pixels.shape[2])
 
+    @property
+    def samples(self) -> NDArray[np.uint8]:
+        """Pixels and alpha as one array: (H, W) gray, else (H, W, 2 to 4) with alpha last."""
+        if self.alpha is not None:
+            return np.concatenate([self.pixels, self.alpha[..., None]], axis=2)
+        # (H, W, 1) is no gray picture to Pillow and others.
+        return self.pixels[..., 0] if self.channels == 1 else self.pixels
+
 
 def apply_metadata_policy(
     picture: Picture, keep: Literal["all", "none"] | Collection[str]
@@ -129,15 +137,24 @@ def tag_orientation(picture: Picture, *, must_reset: bool = False) -> Picture:
 
     EXIF that cannot be parsed stays as it is unless it could contradict the orientation.
     """
-    wanted, exif, notes = picture.orientation, picture.exif, picture.notes
+    exif, xmp, notes = agreeing_metadata(
+        picture.orientation, picture.exif, picture.xmp, must_reset=must_reset
+    )
+    return replace(picture, exif=exif, xmp=xmp, notes=picture.notes + notes)
+
+
+def agreeing_metadata(
+    orientation: int, exif: bytes | None, xmp: bytes | None, *, must_reset: bool = False
+) -> tuple[bytes | None, bytes | None, tuple[str, ...]]:
+    """Return EXIF and XMP as in `tag_orientation`, and notes on what was lost."""
+    notes: tuple[str, ...] = ()
     if exif is None:
-        exif = minimal_exif(wanted) if wanted != 1 else None
-    elif must_reset or (read_orientation(exif) or 1) != wanted:
-        exif = with_orientation(exif, wanted)
+        exif = minimal_exif(orientation) if orientation != 1 else None
+    elif must_reset or (read_orientation(exif) or 1) != orientation:
+        exif = with_orientation(exif, orientation)
         if exif is None:
-            notes += ("EXIF dropped: it is damaged and its orientation cannot be corrected",)
-            exif = minimal_exif(wanted) if wanted != 1 else None
-    xmp = picture.xmp
+            notes = ("EXIF dropped: it is damaged and its orientation cannot be corrected",)
+            exif = minimal_exif(orientation) if orientation != 1 else None
     if xmp is not None:
-        xmp = _XMP_ORIENTATION.sub(rb"\g<1>%d\g<2>" % wanted, xmp)
-    return replace(picture, exif=exif, xmp=xmp, notes=notes)
+        xmp = _XMP_ORIENTATION.sub(rb"\g<1>%d\g<2>" % orientation, xmp)
+    return exif, xmp, notes

@@ -5,9 +5,10 @@
 import contextlib
 import io
 import re
+import struct
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -37,6 +38,7 @@ _GRAY16_MODES: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _Planes = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
 
 _open_lock = threading.Lock()
+_limit_lock = threading.Lock()
 
 
 def read_picture(
@@ -61,7 +63,7 @@ def read_picture(
                 stream = io.BytesIO(stream.read())
             image = open_image(stream, READABLE)
             _check_size(image, max_pixels)
-            return _to_picture(image)
+            return picture_from_image(image)
     except LicError as error:
         raise type(error)(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
@@ -74,19 +76,50 @@ def read_picture(
 
 
 def open_image(stream: BinaryIO, formats: Sequence[str]) -> Image.Image:
+    """Return a lazy image as `open_unlimited` does, and keep Pillow's warnings to ourselves."""
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return open_unlimited(stream, formats)
+
+
+def open_unlimited(stream: BinaryIO, formats: Sequence[str]) -> Image.Image:
     """Return `Image.open`'s lazy image without Pillow's own limit on pixels.
 
     The caller holds the size against its limit before it loads. Pillow's limit is a global that
-    warns or raises at a size of its own; it is lifted only while the header is read.
+    protects other threads: its check is left out, and it is lifted only where the reader of a
+    format has a check of its own.
+
+    Raises:
+        UnidentifiedImageError: Of none of the formats, or its header is damaged.
     """
     Image.init()
-    with _open_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(stream, formats=[name for name in formats if name in Image.OPEN])
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    try:
+        return _first_that_opens(stream, formats)
+    except Image.DecompressionBombError:
+        with _limit_lock:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return _first_that_opens(stream, formats)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+
+
+def _first_that_opens(stream: BinaryIO, formats: Sequence[str]) -> Image.Image:
+    stream.seek(0)
+    prefix = stream.read(16)
+    for name in formats:
+        if name not in Image.OPEN:
+            continue
+        factory, accept = Image.OPEN[name]
+        accepted = accept is None or accept(prefix)
+        # A text says why this Pillow cannot open such files.
+        if not accepted or isinstance(accepted, str):
+            continue
+        stream.seek(0)
+        # What `Image.open`, too, takes as "not of this format".
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            return factory(stream, "")
+    raise UnidentifiedImageError("cannot identify image file")
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -99,17 +132,30 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         )
 
 
-def _to_picture(image: Image.Image) -> Picture:
+def picture_from_image(
+    image: Image.Image, *, metadata: Mapping[str, object] | None = None
+) -> Picture:
+    """Return a picture of a Pillow image, of one that holds several, the current.
+
+    Args:
+        image: Loaded if it is not yet.
+        metadata: `icc_profile`, `exif` and `xmp` as bytes, in place of those of the image.
+
+    Raises:
+        ImageError: Its samples are of a kind that lic cannot code.
+    """
     notes = []
     if getattr(image, "is_animated", False):
-        notes.append("the file holds several pictures: only the first was taken")
+        which = f"picture {image.tell() + 1}" if image.tell() else "the first"
+        notes.append(f"the file holds several pictures: only {which} was taken")
     rawmode, maximum = _sample_layout(image)
     # Metadata may stand behind the pixels (PNG) or be changed by loading them (TIFF).
     image.load()
     depth = _source_depth(image, rawmode, maximum)
     if depth > 8:
         notes.append(f"{depth}-bit input coded as 8 bit")
-    icc = image.info.get("icc_profile") or None
+    blobs = _metadata(image, notes) if metadata is None else metadata
+    icc, exif, xmp = (_bytes(blobs.get(key)) for key in ("icc_profile", "exif", "xmp"))
     if image.mode == "CMYK":
         image, icc = _cmyk_to_srgb(image, icc), None
         notes.append("CMYK converted to sRGB through its profile")
@@ -117,7 +163,7 @@ def _to_picture(image: Image.Image) -> Picture:
     if alpha is not None and alpha.min() == 255:
         alpha = None
         notes.append("alpha channel dropped: it is opaque everywhere")
-    exif, xmp = _exif(image, notes), image.info.get("xmp")
+    exif = exif.removeprefix(EXIF_PREFIX) or None if exif else None
     return Picture(
         pixels=pixels,
         alpha=alpha,
@@ -125,9 +171,13 @@ def _to_picture(image: Image.Image) -> Picture:
         orientation=(read_orientation(exif) if exif else None) or 1,
         icc=icc,
         exif=exif,
-        xmp=xmp if isinstance(xmp, bytes) and xmp else None,
+        xmp=xmp,
         notes=tuple(notes),
     )
+
+
+def _bytes(blob: object) -> bytes | None:
+    return blob if isinstance(blob, bytes) and blob else None
 
 
 def _sample_layout(image: Image.Image) -> tuple[str, int]:
@@ -209,24 +259,26 @@ def _planes_from_gray16(image: Image.Image) -> _Planes:
     return pixels[..., None], alpha
 
 
-def _exif(image: Image.Image, notes: list[str]) -> bytes | None:
+def _metadata(image: Image.Image, notes: list[str]) -> dict[str, object]:
+    found: dict[str, object] = {key: image.info.get(key) for key in ("icc_profile", "xmp")}
+    return {**found, "exif": _exif(image, notes)}
+
+
+def _exif(image: Image.Image, notes: list[str]) -> object:
     if image.format == "TIFF":
         return _exif_of_tiff(image, notes)
-    exif = image.info.get("exif")
     legacy = image.info.get("Raw profile type exif")
-    if exif is None and isinstance(legacy, str):
+    if "exif" not in image.info and isinstance(legacy, str):
         # ImageMagick's way before PNG had a chunk for EXIF: name, length, hex digits by line.
         with contextlib.suppress(ValueError):
-            exif = bytes.fromhex("".join(legacy.split("\n")[3:]))
-    if not isinstance(exif, bytes):
-        return None
-    return exif.removeprefix(EXIF_PREFIX) or None
+            return bytes.fromhex("".join(legacy.split("\n")[3:]))
+    return image.info.get("exif")
 
 
 def _exif_of_tiff(image: Image.Image, notes: list[str]) -> bytes | None:
     try:
         tags = descriptive_tags(image.getexif())
-        return tags.tobytes().removeprefix(EXIF_PREFIX) if len(tags) else None
+        return tags.tobytes() if len(tags) else None
     # Pillow raises what it likes on odd tags; losing them is better than losing the picture.
     except Exception as error:
         notes.append(f"TIFF tags dropped: {error}")

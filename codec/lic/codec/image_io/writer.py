@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -87,21 +86,12 @@ def encode_picture(
     options = _OPTIONS[kind](kept, notes)
     output = io.BytesIO()
     try:
-        _to_image(kept).save(output, format=kind, **options)
+        Image.fromarray(kept.samples).save(output, format=kind, **options)
     # Encoders refuse sizes and metadata with exceptions of any type.
     except Exception as error:
         size = f"{kept.width} x {kept.height}"
         raise OutputError(f"{kind} cannot hold this picture ({size}): {error}") from error
     return output.getvalue(), tuple(notes)
-
-
-def _to_image(picture: Picture) -> Image.Image:
-    if picture.alpha is not None:
-        samples = np.concatenate([picture.pixels, picture.alpha[..., None]], axis=2)
-    else:
-        samples = picture.pixels
-    # (H, W, 1) is no gray picture to Pillow.
-    return Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
 
 
 def _without_unsupported(picture: Picture, kind: str) -> Picture:
