@@ -126,11 +126,12 @@ def export(
     if BUNDLE not in parts:
         refuse("for single graphs", {"--int8-sides": int8_sides, "--dtype": dtype != "float32"})
         require("export", "torch", "onnxscript")
+        from lic.export.onnx_export import OPSET
         from lic.export.parts import GraphOptions
 
         graph_options = GraphOptions(
             size=_size(input_size), upsample=upsample or "k5", external_round=external_round,
-            half=fp16, **({} if opset is None else {"opset": opset}),
+            half=fp16, opset=OPSET if opset is None else opset,
         )  # fmt: skip
         calibrated = _calibrated(of_int8, upsample) if int8 else None
         if is_int8(Path(source)):

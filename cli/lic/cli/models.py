@@ -176,6 +176,32 @@ def import_model(
         out.note(TORCH_ONLY.format(source=target))
 
 
+@app.command()
+def refit(
+    models: Annotated[
+        list[str], typer.Argument(help="Names or paths of bundles; a family is all of it.")
+    ],
+    as_json: options.AsJson = False,
+) -> None:
+    """Make tables and graphs of bundles anew from their weights, in place.
+
+    Where the tables change, so does the fingerprint: files of the old one need the old bundle.
+    """
+    require("export", "torch", "onnxscript")
+    from lic.codec.library import family
+    from lic.export.make_bundle import refit as make_anew
+
+    out = Output(as_json=as_json)
+    for bundle in [bundle for model in models for bundle in family(model)]:
+        before = bundle.manifest.fingerprint
+        made = make_anew(bundle, bundle.path, overwrite=True)
+        changed = "as before" if made.manifest.fingerprint == before else f"before: {before}"
+        out.result(
+            {**_values(made), "fingerprint_before": before},
+            f"{made.label} -> {made.path}: {made.manifest.fingerprint}, {changed}",
+        )
+
+
 def _check_arch(arch: str, placement: str | None) -> None:
     if arch != "auto" and arch not in ARCH_CHOICES:
         known = ", ".join(("auto", *ARCH_CHOICES))

@@ -29,12 +29,12 @@ def bits_by_part(codec: Codec, file: LicFile) -> dict[str, float]:
     meters: list[Meter] = []
 
     def watch(reader: SymbolCoder) -> Meter:
-        meters.append(Meter(reader, codec.bundle.tables))
+        meters.append(Meter(reader, codec.bundle.tables.at(file.header.step)))
         return meters[-1]
 
     for place, tile in zip(places(file.header), file.tiles, strict=True):
         with naming(place, file.header):
-            codec.read_symbols(place, tile, watch)
+            codec.read_symbols(place, tile, file.header.step, watch)
         for group, bits in zip(groups, meters.pop().bits, strict=True):
             parts[group] += bits
     return parts

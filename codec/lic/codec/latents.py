@@ -84,6 +84,27 @@ class FactorizedSteps:
         return symbols.reshape(shape)
 
 
+def quantise(y: NDArray[np.float32], step: float = 1.0) -> NDArray[np.int16]:
+    """Return latents less their medians (any shape) as symbols of a quantisation step.
+
+    Raises:
+        NumericsError: a latent is not finite or too large to code.
+    """
+    # Of two equally near integers rint takes the even one.
+    symbols = np.rint(y) if step == 1 else np.rint(y / np.float32(step))
+    # NaN is the largest of all for numpy, and compares with nothing.
+    if np.abs(symbols).max(initial=0) <= SYMBOL_LIMIT:
+        return symbols.astype(np.int16)
+    marked = np.where(np.abs(symbols) <= SYMBOL_LIMIT, symbols, np.float32(UNCODABLE))
+    return checked_symbols(marked.astype(np.int32), "y")
+
+
+def dequantise(symbols: NDArray[np.int16], step: float = 1.0) -> NDArray[np.float32]:
+    """Return y_hat less the medians (any shape): exact products, rounded to float32 once."""
+    y_hat = symbols.astype(np.float32)
+    return y_hat if step == 1 else y_hat * np.float32(step)
+
+
 def checked_symbols(values: NDArray[np.int32], name: str) -> NDArray[np.int16]:
     """Return values as 16-bit symbols.
 

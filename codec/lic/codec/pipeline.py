@@ -26,6 +26,7 @@ from lic.codec.image_io import (
 from lic.codec.latents import State, walk
 from lic.codec.library import for_fingerprint, select
 from lic.codec.lossless import compress_lossless, finish_lossless, has_a_chance, lossless_header
+from lic.codec.quantisation_step import check_header_step, check_step, stepped
 from lic.codec.results import Decoded, Encoded, finish, restore
 from lic.codec.stages import Stages, stage
 from lic.codec.tiling import (
@@ -83,7 +84,12 @@ class Codec:
         self._padding = bundle.manifest.padding
 
     def compress(
-        self, picture: Picture, *, lossless: bool | None = False, tile: int | None = None
+        self,
+        picture: Picture,
+        *,
+        lossless: bool | None = False,
+        tile: int | None = None,
+        step: float = 1.0,
     ) -> Encoded:
         """Code a picture.
 
@@ -93,23 +99,19 @@ class Codec:
                 takes whichever is smaller where the first has a chance.
             tile: side in px of the tiles that are coded one by one, with what they overlap; None
                 does so with pictures that are too large for the model in one piece.
+            step: what a factorized prior's latents are divided by before they are rounded, 0.25 to
+                4 in units of 1 / 4096; a larger one means fewer bits.
 
         Raises:
-            ConfigError: neither this model nor a lossless picture has such tiles.
+            ConfigError: neither this model nor a lossless picture has such tiles or steps.
             NumericsError: the network gave latents that cannot be coded.
         """
         if lossless:
-            if tile is not None:
-                raise ConfigError("a lossless picture has no tiles; leave out --tile")
+            if tile is not None or step != 1:
+                raise ConfigError("a lossless picture has no tiles and no steps; leave out both")
             return compress_lossless(picture)
         stages = Stages()
-        header = replace(
-            lossless_header(picture),
-            rate_point=self.bundle.manifest.rate_point,
-            coder=Coder.RANS,
-            fingerprint=self.bundle.fingerprint,
-            **self._plan(picture, tile)._asdict(),
-        )
+        header = self.header(picture, tile, step)
         tiles = self._encode(header, picture.pixels, stages)
         if lossless is None and has_a_chance(picture.pixels):
             with stages.measure("lossless trial"):
@@ -118,6 +120,28 @@ class Codec:
                 note = "stored losslessly, which takes fewer bytes than the model's stream"
                 picture = replace(picture, notes=(*picture.notes, note))
                 return finish_lossless(picture, payload, stages)
+        return self.finish(picture, header, tiles, stages)
+
+    def header(self, picture: Picture, tile: int | None = None, step: float = 1.0) -> Header:
+        """Return the HEAD of a picture that `compress` would code with these options.
+
+        Raises:
+            ConfigError: the model has no such tiles or steps.
+        """
+        check_step(self.bundle, self.backend, step)
+        return replace(
+            lossless_header(picture),
+            rate_point=self.bundle.manifest.rate_point,
+            coder=Coder.RANS,
+            step=step,
+            fingerprint=self.bundle.fingerprint,
+            **self._plan(picture, tile)._asdict(),
+        )
+
+    def finish(
+        self, picture: Picture, header: Header, tiles: tuple[Tile, ...], stages: Stages
+    ) -> Encoded:
+        """Put coded tiles and the picture's metadata into a file."""
         # The name helps to find a missing bundle; lic's own need no finding, and 47 bytes are a
         # percent of a small file.
         model = None
@@ -165,20 +189,29 @@ class Codec:
         tiles = []
         for place in places(header):
             with naming(place, header):
-                tiles.append(self._encode_tile(place, pixels, stages))
+                tiles.append(self._encode_tile(place, pixels, header.step, stages))
         return tuple(tiles)
 
-    def _encode_tile(self, place: Place, pixels: NDArray[np.uint8], stages: Stages) -> Tile:
+    def _encode_tile(
+        self, place: Place, pixels: NDArray[np.uint8], step: float, stages: Stages
+    ) -> Tile:
         with stages.measure("convert"):
             x = tile_to_network(pixels, place, self._padding)
         with stages.measure("transform"):
-            state = self.backend.analyze(x)
+            if step == 1:
+                state = self.backend.analyze(x)
+            else:
+                state = stepped(self.backend).analyze(x, step)
         with stages.measure(self.coding_stage):
-            writer = Writer(self._tables)
-            _, crc = walk(self.backend.steps, state, writer)
-            with stage("entropy"):
-                streams = writer.finish()
-            return Tile(index=place.index, symbols_crc=crc, streams=streams)
+            return self.write_symbols(place, state, step)
+
+    def write_symbols(self, place: Place, state: State, step: float) -> Tile:
+        """Return the tile of a state whose symbols are of this step."""
+        writer = Writer(self._tables.at(step))
+        _, crc = walk(self.backend.steps, state, writer)
+        with stage("entropy"):
+            streams = writer.finish()
+        return Tile(index=place.index, symbols_crc=crc, streams=streams)
 
     def decompress(self, file: LicFile) -> Decoded:
         """Decode a file that was made with this model.
@@ -199,8 +232,10 @@ class Codec:
         """Refuse what `plan` never makes: a few bytes could ask for any memory and time.
 
         Raises:
+            BitstreamError: a quantisation step of a model that has none.
             LimitError: a tile is larger than this model's memory should be asked to hold.
         """
+        check_header_step(self.bundle, header)
         for place in places(header) if self._tiled else ():
             height, width = self._padding.padded(place.height), self._padding.padded(place.width)
             if height * width > LARGEST_TILE_PIXELS:
@@ -216,11 +251,11 @@ class Codec:
         for place, tile in zip(places(header), tiles, strict=True):
             with naming(place, header):
                 with stages.measure(self.coding_stage):
-                    state = self.read_symbols(place, tile)
+                    state = self.read_symbols(place, tile, header.step)
                 # Not before: a header can claim any size, the first tile's symbols cannot.
                 if place.index == 0:
                     pixels = np.empty((header.height, header.width, header.colour), np.uint8)
-                self._write_pixels(pixels, place, state, seams, stages)
+                self._write_pixels(pixels, place, state, header.step, seams, stages)
                 # It may lie in the device's memory, which the next tile needs.
                 del state
         return pixels
@@ -229,6 +264,7 @@ class Codec:
         self,
         place: Place,
         tile: Tile,
+        step: float = 1.0,
         watch: Callable[[SymbolCoder], SymbolCoder] = lambda reader: reader,
     ) -> State:
         """Return the state with all symbols of a tile known; no picture is made.
@@ -236,6 +272,7 @@ class Codec:
         Args:
             place: of the tile, within `check_sizes`.
             tile: the symbols' streams.
+            step: of the file's HEAD.
             watch: returns a coder that passes everything through to the one that it is given.
 
         Raises:
@@ -244,7 +281,7 @@ class Codec:
         """
         height, width = self._padding.padded(place.height), self._padding.padded(place.width)
         blank = self.backend.blank(height, width)
-        reader = Reader(self._tables, tile.streams)
+        reader = Reader(self._tables.at(step), tile.streams)
         counted = _Counted(watch(reader))
         try:
             state, crc = walk(self.backend.steps, blank, counted)
@@ -262,11 +299,20 @@ class Codec:
         return state
 
     def _write_pixels(
-        self, pixels: NDArray[np.uint8], place: Place, state: State, seams: Seams, stages: Stages
+        self,
+        pixels: NDArray[np.uint8],
+        place: Place,
+        state: State,
+        step: float,
+        seams: Seams,
+        stages: Stages,
     ) -> None:
         """Write what a tile makes final into the picture's pixels (H, W, C)."""
         with stages.measure("transform"):
-            x_hat = self.backend.synthesize(state)
+            if step == 1:
+                x_hat = self.backend.synthesize(state)
+            else:
+                x_hat = stepped(self.backend).synthesize(state, step)
             if not np.isfinite(x_hat).all():
                 raise NumericsError(
                     "the synthesis gave pixels that are NaN or infinite; the network's weights or "

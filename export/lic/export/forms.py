@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from lic.codec.errors import ConfigError
 from lic.codec.models.bmshj2018 import FactorizedPrior
-from lic.codec.models.graphs import Decoder, Encoder
+from lic.codec.models.graphs import Analysis, Synthesis
 
 Form = Literal["k5", "k6", "subpixel", "shuffle", "subpixel-reshape", "blocks"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -234,30 +234,20 @@ def _takes_a_picture(layer: nn.Conv2d) -> bool:
     )
 
 
-class ExternalEncoder(Encoder):
-    """x (N, 3, H, W) in [0, 1] -> y less the medians (N, M, h, w), float: who calls rounds it.
+class ExternalSynthesis(Synthesis):
+    """y_hat less the medians (N, M, h, w) -> x_hat (N, 3, H, W): who calls clips it to [0, 1]."""
 
-    NPUs round ties differently or leave rounding and casts to the CPU. Symbols are the nearest
-    integers, of two equally near ones the even; NaN and what 16 bits do not hold is to be refused.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return y less the medians."""
-        steps: Tensor = self.g_a(x) - self.medians
-        return steps
-
-
-class ExternalDecoder(Decoder):
-    """Symbols (N, M, h, w) as floats -> x_hat (N, 3, H, W): who calls clips it to [0, 1]."""
-
-    def forward(self, symbols: Tensor) -> Tensor:
+    def forward(self, y_hat: Tensor) -> Tensor:
         """Return x_hat, not clipped."""
-        x_hat: Tensor = self.g_s(symbols + self.medians)
+        x_hat: Tensor = self.g_s(y_hat + self.medians)
         return x_hat
 
 
-def external_round(model: FactorizedPrior) -> tuple[ExternalEncoder, ExternalDecoder]:
+def external_round(model: FactorizedPrior) -> tuple[Analysis, ExternalSynthesis]:
     """Return encoder and decoder of a model without rounding, casts and clips.
+
+    NPUs round ties differently or leave rounding and casts to the CPU. Symbols are the nearest
+    integers, of two equally near ones the even; NaN and what 16 bits do not hold is to be refused.
 
     Raises:
         ConfigError: a model with a context, whose rounding lies between its networks.
@@ -266,4 +256,4 @@ def external_round(model: FactorizedPrior) -> tuple[ExternalEncoder, ExternalDec
         raise ConfigError(
             f"{model.name}: rounding cannot be left outside; networks go on from what it gives"
         )
-    return ExternalEncoder(model), ExternalDecoder(model)
+    return Analysis(model), ExternalSynthesis(model)

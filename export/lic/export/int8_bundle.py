@@ -20,7 +20,7 @@ from lic.codec.backends.torch_backend import load_model
 from lic.codec.bundle import DECODER, ENCODER, Bundle
 from lic.codec.errors import ConfigError, ExportError, ModelMismatchError, OutputError
 from lic.codec.models import MODELS, FactorizedPrior
-from lic.codec.models.graphs import Decoder, Encoder
+from lic.codec.models.graphs import Analysis, Synthesis
 from lic.codec.models.int8_files import QuantizedLayer, load_converted
 from lic.codec.models.parameter_counts import check_size
 from lic.export.calibration import CROPS, METHODS, SIDE, Method, calibration_crops
@@ -48,8 +48,9 @@ class Int8Options:
         sides: which graphs.
         method: how ranges are chosen.
         upsample: form of the networks; "blocks" is the fastest in ONNX Runtime on a CPU.
-        float_ends: keep the last convolution of the encoder in float: 6 % of its products, and
-            where int8 weights cost most.
+        float_ends: keep the last convolution of a single encoder in float: 6 % of its products,
+            and where int8 weights cost most. Those of bundles always stay so, as does the first
+            of the decoder: between them lie latents, whose step a file tells.
         crops, side: number and side in pixels of calibration crops.
         lmbda: of method "rd"; None takes the bundle's.
 
@@ -100,7 +101,8 @@ def quantise_bundle(
         bundle,
         pictures,
         options,
-        part_graphs(factorized(bundle), GraphOptions(upsample=options.upsample)),
+        part_graphs(factorized(bundle), GraphOptions(upsample=options.upsample, bundled=True)),
+        symbols=False,
     )
     made = {name: graph.SerializeToString() for name, graph in found.graphs.items()}
     note = {
@@ -210,9 +212,12 @@ def _quantised(
     pictures: list[NDArray[np.float32]],
     options: Int8Options,
     floats: dict[str, onnx.ModelProto],
+    *,
+    symbols: bool = True,
 ) -> _Quantised:
+    """Return int8 graphs; `symbols`: what lies between encoder and decoder has a step of 1."""
     running = session(floats[ENCODER])
-    symbols = [symbols_of(running, x) for x in pictures]
+    coded = [symbols_of(running, x) for x in pictures]
     loss = None
     if options.method == "rd":
         lmbda = options.lmbda or bundle.manifest.lmbda
@@ -221,7 +226,7 @@ def _quantised(
                 f"{bundle.label} was trained for {bundle.manifest.metric}; ranges by rate and "
                 "distortion are chosen by the squared error: take another method"
             )
-        loss = Loss(pictures, floats[ENCODER], floats[DECODER], bundle.tables, lmbda)
+        loss = Loss(pictures, floats[ENCODER], floats[DECODER], bundle.tables.at(), lmbda)
     made: dict[str, onnx.ModelProto] = {}
     if options.sides != "decoder":
         last = list(Wiring(floats[ENCODER]).convolutions())[-1:]
@@ -229,17 +234,19 @@ def _quantised(
             floats[ENCODER],
             pictures,
             method=options.method,
-            keep_float=last if options.float_ends else [],
+            keep_float=last if options.float_ends or not symbols else [],
+            symbols=symbols,
             loss=loss.of_encoder if loss else None,
         )
     if options.sides != "encoder":
         made[DECODER] = quantise_graph(
             floats[DECODER],
-            _entering(floats, symbols),
+            _entering(floats, coded),
             method=options.method,
+            symbols=symbols,
             loss=loss.of_decoder if loss else None,
         )
-    return _Quantised(made, pictures, symbols)
+    return _Quantised(made, pictures, coded)
 
 
 def _entering(
@@ -283,9 +290,9 @@ def trained_bundle(
     except RuntimeError as error:
         raise ModelMismatchError(f"{path}: {error}") from None
     assert isinstance(model, FactorizedPrior), "asked before"
-    graphs = part_graphs(model, GraphOptions(upsample=upsample))
+    graphs = part_graphs(model, GraphOptions(upsample=upsample, bundled=True))
     made = {}
-    for name, module in ((ENCODER, Encoder(model)), (DECODER, Decoder(model))):
+    for name, module in ((ENCODER, Analysis(model)), (DECODER, Synthesis(model))):
         in_form = with_upsampling(module, upsample)
         layers = dict(
             _in_form(in_form, layer, held, graphs[name])

@@ -7,7 +7,8 @@
   channel of the first convolution, which is constant within the picture and, like all channels,
   zero in the padding around it.
 
-The last two hold for symbols from -128 to 127. Where calibration comes near these ends, y stays in
+The last two hold for symbols from -128 to 127. Where calibration comes near these ends, and in
+bundles, between whose graphs lie latents of any quantisation step, y stays in
 float, and so do the last convolution of the encoder and the first of the decoder: a grid wide
 enough would round all small symbols to zero.
 
@@ -33,13 +34,20 @@ Inputs = Sequence[NDArray[Any]]
 SYMBOL_LIMIT = 100
 
 
-def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] = ()) -> Plan:
+def prepare(
+    graph: onnx.ModelProto,
+    inputs: Inputs,
+    keep_float: Collection[str] = (),
+    *,
+    symbols: bool = True,
+) -> Plan:
     """Return a plan without ranges for an encoder's or a decoder's graph.
 
     Args:
         graph: from pictures (floating point, in [0, 1]) or from symbols.
         inputs: what it sees in calibration.
         keep_float: names of convolutions that stay as they are.
+        symbols: what leaves the encoder or enters the decoder are symbols; otherwise latents.
 
     Raises:
         ExportError: it has no convolution to quantise, or none of a name.
@@ -68,7 +76,7 @@ def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] 
     left: set[str] = set()
     if _gives_symbols(wiring, last):
         fixed[entry.name] = PICTURE
-        fits = names[-1] in layers and _symbols_fit(copied, wiring, last, inputs)
+        fits = symbols and names[-1] in layers and _symbols_fit(copied, wiring, last, inputs)
         if fits:
             _fold_medians(wiring, last)
             fixed[site] = SYMBOLS
@@ -78,7 +86,8 @@ def prepare(graph: onnx.ModelProto, inputs: Inputs, keep_float: Collection[str] 
         fixed[site] = PICTURE
         first = wiring.convolutions()[names[0]]
         exact = ""
-        if names[0] in layers and all(_largest(value) <= SYMBOL_LIMIT for value in inputs):
+        small = all(_largest(value) <= SYMBOL_LIMIT for value in inputs)
+        if symbols and names[0] in layers and small:
             exact = _expose_symbols(wiring, first)
         if exact:
             fixed[exact] = SYMBOLS

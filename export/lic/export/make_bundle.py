@@ -28,21 +28,21 @@ from lic.codec.entropy import Reader, Tables, Writer
 from lic.codec.errors import ConfigError, ExportError, LicError, OutputError
 from lic.codec.latents import walk
 from lic.codec.models import ContextModel, FactorizedPrior, ScaleHyperprior
-from lic.codec.models.graphs import Decoder, Encoder
+from lic.codec.models.graphs import Analysis, Synthesis
 from lic.export.coding_check import check_coding
 from lic.export.context_export import context_graphs
-from lic.export.graph_check import check_graph, runs_of
+from lic.export.graph_check import LEFT, check_graph, runs_of
 from lic.export.onnx_export import any_size, export_graph, share_weights
 
 GRAPHS: dict[str, Any] = {
     "encoder": {
         "file": ENCODER,
         "inputs": {"x": ["batch", "3", "16*height", "16*width"]},
-        "outputs": {"symbols": ["batch", "M", "height", "width"]},
+        "outputs": {"y": ["batch", "M", "height", "width"]},
     },
     "decoder": {
         "file": DECODER,
-        "inputs": {"symbols": ["batch", "M", "height", "width"]},
+        "inputs": {"y_hat": ["batch", "M", "height", "width"]},
         "outputs": {"x_hat": ["batch", "3", "16*height", "16*width"]},
     },
 }
@@ -127,6 +127,38 @@ def add_graphs(bundle: Bundle, target: Path, *, overwrite: bool = False) -> Bund
     return write_bundle(target, manifest, files, overwrite=overwrite, check=check_coding)
 
 
+def refit(bundle: Bundle, target: Path, *, overwrite: bool = False) -> Bundle:
+    """Write a bundle's weights, as they are, with tables and graphs made anew; so is what it says.
+
+    Raises:
+        ExportError: the bundle's graphs have another form than those made here, or the model
+            cannot be frozen; nothing is written.
+        OutputError: the target exists.
+    """
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: exists already; choose another name or overwrite")
+    if any("precision" in entry for entry in bundle.manifest.graphs.values()):
+        raise ExportError(
+            f"{bundle.label}: its graphs have a precision or form of their own; refit the bundle "
+            "that it was made from, and export it again"
+        )
+    packed, model = bundle.read(WEIGHTS), load_model(bundle)
+    files: dict[str, bytes] = {}
+    entries: dict[str, Any] = {}
+    if bundle.has_graphs or isinstance(model, FactorizedPrior):
+        files, entries = _all_graphs(model, packed)
+    manifest = replace(bundle.manifest, graphs=entries)
+    files |= {WEIGHTS: packed, TABLES: tables_to_npz(_tables_of(model))}
+    check = check_coding if entries else None
+    return write_bundle(target, manifest, files, overwrite=overwrite, check=check)
+
+
+def _tables_of(model: FactorizedPrior | ContextModel) -> Tables:
+    if isinstance(model, ContextModel):
+        return model.tables()
+    return model.entropy_bottleneck.tables()
+
+
 def _all_graphs(
     model: FactorizedPrior | ContextModel, packed: bytes
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -165,9 +197,7 @@ def freeze(
     """
     weights = _stored_weights(model, dtype)
     frozen = _frozen(model, weights)
-    if isinstance(frozen, ContextModel):
-        return Frozen(frozen, save(weights), frozen.tables())
-    return Frozen(frozen, save(weights), frozen.entropy_bottleneck.tables())
+    return Frozen(frozen, save(weights), _tables_of(frozen))
 
 
 def _stored_weights(model: FactorizedPrior | ContextModel, dtype: str) -> dict[str, Tensor]:
@@ -238,8 +268,8 @@ def _graphs(model: FactorizedPrior, weights: bytes) -> dict[str, bytes]:
     graphs = {}
     generator = torch.Generator().manual_seed(0)
     for name, module, sizes, (input_name, output_name), unit in (
-        (ENCODER, Encoder(model), ((32, 48), (16, 16), (80, 64)), ("x", "symbols"), 16),
-        (DECODER, Decoder(model), ((2, 3), (1, 1), (5, 4)), ("symbols", "x_hat"), 1),
+        (ENCODER, Analysis(model), ((32, 48), (16, 16), (80, 64)), ("x", LEFT), 16),
+        (DECODER, Synthesis(model), ((2, 3), (1, 1), (5, 4)), ("y_hat", "x_hat"), 1),
     ):
         module.eval()
         examples = [_example(model, size, input_name, generator) for size in sizes]
@@ -259,4 +289,4 @@ def _example(
     if kind == "x":
         return torch.rand(1, 3, *size, generator=generator)
     shape = (1, model.config.M, *size)
-    return torch.randint(-3, 4, shape, generator=generator, dtype=torch.int32)
+    return torch.randint(-3, 4, shape, generator=generator).to(torch.float32)

@@ -34,6 +34,7 @@ class GraphOptions:
         opset: of ONNX's operators.
         upsample: form of transposed convolutions, a key of `forms.FORMS`.
         external_round: leave rounding, casts and clips of encoder and decoder to the caller.
+        bundled: as bundles hold them, of a factorized prior from x to y and from y_hat to x_hat.
         half: compute in float16 inside.
     """
 
@@ -41,6 +42,7 @@ class GraphOptions:
     opset: int = OPSET
     upsample: str = "k5"
     external_round: bool = False
+    bundled: bool = False
     half: bool = False
 
     def __post_init__(self) -> None:
@@ -114,7 +116,9 @@ def export_part(model: Model, part: Part, options: GraphOptions) -> Exported:
         ConfigError: the model does not take pictures of such a size.
         ExportError: the part cannot be exported, or differs from torch.
     """
-    made = module_of(model.eval(), part, external_round=options.external_round)
+    made = module_of(
+        model.eval(), part, external_round=options.external_round, bundled=options.bundled
+    )
     if options.half and part == "full":
         raise ConfigError(
             "--fp16 is not for --part full, whose bits hang on more digits; take encoder, decoder"
@@ -160,8 +164,10 @@ def with_facts(exported: Exported, facts: Mapping[str, Any]) -> onnx.ModelProto:
     return graph
 
 
-def module_of(model: Model, part: Part, *, external_round: bool = False) -> PartModule:
-    """Return the module that a part is exported from."""
+def module_of(
+    model: Model, part: Part, *, external_round: bool = False, bundled: bool = False
+) -> PartModule:
+    """Return the module that a part is exported from; `external_round`, `bundled`: GraphOptions."""
     if external_round:
         return _external(model, part)
     if part == "full":
@@ -170,6 +176,10 @@ def module_of(model: Model, part: Part, *, external_round: bool = False) -> Part
             return PartModule(_FullWithoutBits(model), "x", ("x_hat",), stride, 3)
         return PartModule(_Full(model), "x", ("x_hat", BITS), stride, 3)
     if isinstance(model, FactorizedPrior):
+        if bundled and part == "encoder":
+            return PartModule(graphs.Analysis(model), "x", (LEFT,), model.stride, 3)
+        if bundled:
+            return PartModule(graphs.Synthesis(model), "y_hat", ("x_hat",), 1, model.config.M)
         if part == "encoder":
             return PartModule(graphs.Encoder(model), "x", ("symbols",), model.stride, 3)
         symbols = model.config.M

@@ -68,6 +68,7 @@ def quantise_graph(
     *,
     method: Method = "minmax",
     keep_float: Collection[str] = (),
+    symbols: bool = True,
     loss: Callable[[onnx.ModelProto], float] | None = None,
 ) -> onnx.ModelProto:
     """Return the QDQ graph of an encoder's or a decoder's float graph.
@@ -80,6 +81,7 @@ def quantise_graph(
         inputs: pictures (N, 3, H, W) or symbols (N, M, h, w) of the calibration.
         method: how ranges are chosen.
         keep_float: names of convolutions that stay as they are, the first or the last.
+        symbols: between encoder and decoder lie symbols; otherwise latents, which stay in float.
         loss: what "rd" makes small; see `rate_distortion.Loss`.
 
     Raises:
@@ -90,7 +92,7 @@ def quantise_graph(
         raise ConfigError("calibration needs at least one picture")
     if method == "rd" and loss is None:
         raise ConfigError('method "rd" needs a loss to make small')
-    search = _Search(prepare(graph, inputs, keep_float), inputs, method)
+    search = _Search(prepare(graph, inputs, keep_float, symbols=symbols), inputs, method)
     plan = search.plan({pair.tensor: STRENGTH for pair in pairs(search.prepared.graph)})
     if method == "rd" and loss is not None:
         plan = search.ranges(search.strengths(plan, loss), loss)

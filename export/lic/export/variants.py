@@ -34,6 +34,8 @@ def part_graphs(
 ) -> dict[str, onnx.ModelProto]:
     """Return encoder and decoder by file name, weights inside, each compared with torch.
 
+    Those of single graphs, or with `options.bundled` those of a bundle.
+
     Raises:
         ConfigError: an option that the model cannot have.
         ExportError: the exporter failed, or a graph differs from torch.
@@ -124,7 +126,9 @@ def half_bundle(
             nothing is written.
         OutputError: the target exists.
     """
-    return _rewritten(bundle, target, GraphOptions(upsample=upsample, half=True), overwrite)
+    return _rewritten(
+        bundle, target, GraphOptions(upsample=upsample, bundled=True, half=True), overwrite
+    )
 
 
 def form_bundle(bundle: Bundle, target: Path, upsample: Form, *, overwrite: bool = False) -> Bundle:
@@ -135,7 +139,7 @@ def form_bundle(bundle: Bundle, target: Path, upsample: Form, *, overwrite: bool
         ExportError: the graphs differ from torch, or do not code; nothing is written.
         OutputError: the target exists.
     """
-    return _rewritten(bundle, target, GraphOptions(upsample=upsample), overwrite)
+    return _rewritten(bundle, target, GraphOptions(upsample=upsample, bundled=True), overwrite)
 
 
 def _rewritten(bundle: Bundle, target: Path, options: GraphOptions, overwrite: bool) -> Bundle:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lic.codec.architectures import strip_margins
 from lic.codec.bundle import MANIFEST, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError
-from lic.codec.latents import FactorizedSteps, State, Steps, checked_symbols
+from lic.codec.latents import FactorizedSteps, State, Steps, dequantise, quantise
 from lic.codec.tiling import Strip, strips
 
 
@@ -74,11 +74,16 @@ class FactorizedBackend(ABC):
     Large pictures go through the networks in strips, which changes results by no more than
     floating-point rounding. An encoder that is not local, whose channel gates look at the whole
     picture, takes it in one piece, and its memory grows with the picture.
+
+    Networks know latents only. `any_step` tells whether they can be quantised in other steps than
+    1: not where networks take symbols for latents.
     """
 
+    any_step = True
+
     def __init__(self, bundle: Bundle) -> None:
-        # One table a channel, so the tables say how many there are.
-        self._channels = len(bundle.tables)
+        # One table a channel, so a set of tables says how many there are.
+        self._channels = len(bundle.tables.at())
         self._stride = bundle.manifest.stride
         try:
             self._margins = strip_margins(bundle.manifest.config)
@@ -90,25 +95,30 @@ class FactorizedBackend(ABC):
         """Return the symbols' shape (M, h, w)."""
         return self._channels, height // self._stride, width // self._stride
 
-    def analyze(self, x: NDArray[np.float32]) -> State:
-        """Return symbols (M, h, w) of x (1, 3, H, W) in [0, 1]."""
+    def analyze(self, x: NDArray[np.float32], step: float = 1.0) -> State:
+        """Return symbols (M, h, w) of x (1, 3, H, W) in [0, 1], quantised in a step."""
+        return quantise(self.latents(x), step)
+
+    def latents(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return y less the medians (M, h, w) of x (1, 3, H, W) in [0, 1]: what is quantised."""
         rows = [
-            checked_symbols(self._encode(x[:, :, self._pixels(strip)]), "y")[0, :, strip.inner]
+            self._encode(x[:, :, self._pixels(strip)])[0, :, strip.inner]
             for strip in self._strips(
                 x.shape[2] // self._stride, x.shape[3] // self._stride, self._margins.encoder
             )
         ]
-        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+        y = rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+        return y.astype(np.float32, copy=False)
 
-    def synthesize(self, state: State) -> NDArray[np.float32]:
-        """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w)."""
+    def synthesize(self, state: State, step: float = 1.0) -> NDArray[np.float32]:
+        """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w) that were quantised so."""
         _, height, width = state.shape
         x_hat = np.empty((1, 3, height * self._stride, width * self._stride), np.float32)
         for strip in self._strips(height, width, self._margins.decoder):
-            symbols = state[None, :, strip.outer_start : strip.outer_stop].astype(np.int32)
+            y_hat = dequantise(state[None, :, strip.outer_start : strip.outer_stop], step)
             inner = slice(strip.inner.start * self._stride, strip.inner.stop * self._stride)
             kept = slice(strip.start * self._stride, strip.stop * self._stride)
-            x_hat[:, :, kept] = self._decode(symbols)[:, :, inner]
+            x_hat[:, :, kept] = self._decode(y_hat)[:, :, inner]
         return x_hat
 
     def _strips(self, height: int, width: int, margin: int | None) -> Iterator[Strip]:
@@ -121,9 +131,9 @@ class FactorizedBackend(ABC):
         return slice(strip.outer_start * self._stride, strip.outer_stop * self._stride)
 
     @abstractmethod
-    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Return symbols (1, M, h, w) of x (1, 3, H, W)."""
+    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.floating]:
+        """Return y less the medians (1, M, h, w) of x (1, 3, H, W)."""
 
     @abstractmethod
-    def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Return x_hat (1, 3, H, W) from symbols (1, M, h, w)."""
+    def _decode(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return x_hat (1, 3, H, W) from y_hat less the medians (1, M, h, w)."""

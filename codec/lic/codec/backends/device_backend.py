@@ -12,14 +12,13 @@ from lic.codec.architectures import FACTORIZED
 from lic.codec.backends.base import FactorizedBackend
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError
-from lic.codec.latents import SYMBOL_LIMIT, UNCODABLE
 
 Encode = Callable[[NDArray[np.float32]], NDArray[np.floating] | NDArray[np.integer]]
 Decode = Callable[[NDArray[np.int32]], NDArray[np.floating]]
 
 
 class DeviceBackend(FactorizedBackend):
-    """A factorized prior whose networks are functions.
+    """A factorized prior whose networks are functions of symbols, which have a step of 1.
 
     Args:
         bundle: the model, for its tables; it needs no graphs.
@@ -35,6 +34,7 @@ class DeviceBackend(FactorizedBackend):
     device = "device"
     provider = ""
     notes: tuple[str, ...] = ()
+    any_step = False
 
     def __init__(
         self, bundle: Bundle, encode: Encode | None = None, decode: Decode | None = None
@@ -60,20 +60,19 @@ class DeviceBackend(FactorizedBackend):
             if wanted and function is None:
                 raise ConfigError(f"this codec was opened without {name}=; give it the function")
 
-    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.floating]:
         self.load(encoder=True)
         assert self._encoder
         found = np.asarray(self._encoder(np.ascontiguousarray(x)))
         self._check("encode", found, (1, *self.blank(*x.shape[2:])))
-        # Of two equally near integers the even one, as the graphs do.
-        steps = np.rint(found.astype(np.float64))
-        return np.where(np.abs(steps) <= SYMBOL_LIMIT, steps, UNCODABLE).astype(np.int32)
+        # Of two equally near integers the even one, as lic does; before digits are lost.
+        return np.rint(found.astype(np.float64))
 
-    def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _decode(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         self.load(decoder=True)
         assert self._decoder
-        found = np.asarray(self._decoder(np.ascontiguousarray(symbols)))
-        height, width = (side * self._stride for side in symbols.shape[2:])
+        found = np.asarray(self._decoder(y_hat.astype(np.int32)))
+        height, width = (side * self._stride for side in y_hat.shape[2:])
         self._check("decode", found, (1, 3, height, width))
         return found.astype(np.float32).clip(0, 1)
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from lic.codec.backends.base import Backend, FactorizedBackend
 from lic.codec.backends.ort_context import OrtContextBackend
 from lic.codec.backends.ort_sessions import Sessions
-from lic.codec.bundle import DECODER, ENCODER, Bundle
+from lic.codec.bundle import DECODER, ENCODER, MANIFEST, Bundle
+from lic.codec.errors import ModelMismatchError
 
 
 def open_ort_backend(bundle: Bundle, *, device: str = "cpu", threads: int = 0) -> Backend:
@@ -34,6 +35,20 @@ def run_sessions(bundle: Bundle, sessions: Sessions) -> Backend:
     return OrtBackend(bundle, sessions)
 
 
+def _check_graphs(bundle: Bundle) -> None:
+    """Refuse graphs that take or give something else, such as those of an earlier lic."""
+    graphs = bundle.manifest.graphs
+    try:
+        found = [*graphs["encoder"]["outputs"], *graphs["decoder"]["inputs"]]
+    except (KeyError, TypeError) as error:
+        raise ModelMismatchError(f"{bundle.path / MANIFEST}: graphs lack {error}") from None
+    if found != ["y", "y_hat"]:
+        raise ModelMismatchError(
+            f"{bundle.path}: between the graphs lie {', '.join(map(str, found))}, expected y and "
+            f"y_hat; 'lic models refit {bundle.path}' makes them anew"
+        )
+
+
 class OrtBackend(FactorizedBackend):
     """Runs a factorized prior's graphs."""
 
@@ -41,6 +56,7 @@ class OrtBackend(FactorizedBackend):
 
     def __init__(self, bundle: Bundle, sessions: Sessions) -> None:
         super().__init__(bundle)
+        _check_graphs(bundle)
         self.device = sessions.device
         self._sessions = sessions
 
@@ -58,10 +74,10 @@ class OrtBackend(FactorizedBackend):
         """Make the sessions of the directions asked for."""
         self._sessions.load(*([ENCODER] * encoder), *([DECODER] * decoder))
 
-    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
-        (symbols,) = self._sessions.run(ENCODER, {"x": np.ascontiguousarray(x)})
-        return symbols
+    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.floating]:
+        (y,) = self._sessions.run(ENCODER, {"x": np.ascontiguousarray(x)})
+        return y
 
-    def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
-        (x_hat,) = self._sessions.run(DECODER, {"symbols": symbols})
+    def _decode(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
+        (x_hat,) = self._sessions.run(DECODER, {"y_hat": y_hat})
         return x_hat

@@ -18,7 +18,7 @@ from lic.codec.backends.torch_device import memory_errors, provider_name, torch_
 from lic.codec.bundle import MANIFEST, TABLES, WEIGHTS, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.models import MODELS, ContextModel, FactorizedPrior
-from lic.codec.models.graphs import Decoder, Encoder
+from lic.codec.models.graphs import Analysis, Synthesis
 from lic.codec.models.parameter_counts import check_size
 from lic.codec.stages import stage
 
@@ -68,7 +68,10 @@ def _read_weights(bundle: Bundle) -> dict[str, Tensor]:
 
 def _check_tables(bundle: Bundle, model: FactorizedPrior | ContextModel) -> None:
     found = len(bundle.tables)
-    wanted = model.table_count if isinstance(model, ContextModel) else model.config.M
+    if isinstance(model, ContextModel):
+        wanted = model.table_count
+    else:
+        wanted = model.config.M * bundle.tables.sets
     if found != wanted:
         raise ModelMismatchError(
             f"{bundle.path / TABLES}: holds {found} entropy tables; this {model.name} needs "
@@ -107,7 +110,7 @@ def open_torch_backend(
 
 
 class TorchBackend(FactorizedBackend):
-    """Runs a factorized prior; the same functions that the exported graphs were made from."""
+    """Runs a factorized prior; the same modules that a bundle's graphs were made from."""
 
     name = "torch"
 
@@ -118,27 +121,27 @@ class TorchBackend(FactorizedBackend):
         self.provider = provider_name(device)
         self._device = device
         model = model.to(device)
-        self._encoder = Encoder(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._decoder = Decoder(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._encoder = Analysis(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._decoder = Synthesis(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def load(self, *, encoder: bool = False, decoder: bool = False) -> None:
         """Do nothing: both directions are loaded together with the model."""
 
     @torch.inference_mode()
-    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _encode(self, x: NDArray[np.float32]) -> NDArray[np.floating]:
         with memory_errors():
             with stage("copy"):
                 image = torch.from_numpy(x).to(self._device, memory_format=torch.channels_last)
             y = self._encoder(image)
             with stage("copy"):
-                symbols: NDArray[np.int32] = y.cpu().numpy()
-        return symbols
+                latents: NDArray[np.float32] = y.cpu().numpy()
+        return latents
 
     @torch.inference_mode()
-    def _decode(self, symbols: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _decode(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         with memory_errors():
             with stage("copy"):
-                y = torch.from_numpy(symbols).to(self._device)
+                y = torch.from_numpy(y_hat).to(self._device)
             x_hat = self._decoder(y)
             with stage("copy"):
                 pixels: NDArray[np.float32] = x_hat.cpu().numpy()

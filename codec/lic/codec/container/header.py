@@ -14,6 +14,10 @@ MIN_TILE_SIDE: Final = 256
 MAX_TILE_SIDE: Final = 4096
 TILE_UNIT: Final = 16
 OVERLAP_UNIT: Final = 8
+STEP_UNIT: Final = 4096
+"""Quantisation steps are whole numbers of 1 / STEP_UNIT."""
+MIN_STEP: Final = 0.25
+MAX_STEP: Final = 4.0
 
 _HEAD: Final = struct.Struct("<BBHIIBBBBHHBBH8s")
 _NO_FINGERPRINT: Final = bytes(8)
@@ -52,6 +56,8 @@ class Header:
         tile_height: Pixels between the top edges of two tiles; 0 exactly if `tile_width` is 0.
         overlap: Pixels by which tiles reach into their neighbours, a multiple of 8.
         coder: How streams are coded.
+        step: What latents were divided by before they were rounded, 0.25 to 4 in units of
+            1 / `STEP_UNIT`; 1.0 is that of the training.
         fingerprint: 8 bytes that select the model; zeros for `Coder.LOSSLESS`.
         major: Format version; a reader refuses any but its own.
         minor: Grows with additions that older readers may ignore.
@@ -68,6 +74,7 @@ class Header:
     tile_height: int = 0
     overlap: int = 0
     coder: Coder = Coder.RANS
+    step: float = 1.0
     fingerprint: bytes = _NO_FINGERPRINT
     major: int = MAJOR
     minor: int = 0
@@ -105,7 +112,7 @@ def pack_head(header: Header) -> bytes:
         header.tile_height // TILE_UNIT,
         header.overlap // OVERLAP_UNIT,
         header.coder,
-        0,
+        0 if header.step == 1 else round(header.step * STEP_UNIT),
         header.fingerprint,
     )
 
@@ -125,9 +132,9 @@ def unpack_head(payload: bytes, limits: Limits) -> Header:
         raise _fault(f"{len(payload)} bytes long, expected {_HEAD.size}")
     fields = _HEAD.unpack(payload)
     (_, minor, flags, width, height, colour, depth, orientation, rate_point) = fields[:9]
-    tile_width, tile_height, overlap, coder, reserved, fingerprint = fields[9:]
-    if reserved:
-        raise _fault(f"reserved field is {reserved}, expected 0")
+    tile_width, tile_height, overlap, coder, step, fingerprint = fields[9:]
+    if step == STEP_UNIT:
+        raise _fault(f"step is {step}, expected 0, which is how a step of 1 is written")
     if coder not in tuple(Coder):
         raise _fault(f"unknown coder {coder}; a newer lic may read it")
     header = Header(
@@ -141,6 +148,7 @@ def unpack_head(payload: bytes, limits: Limits) -> Header:
         tile_height=tile_height * TILE_UNIT,
         overlap=overlap * OVERLAP_UNIT,
         coder=Coder(coder),
+        step=step / STEP_UNIT if step else 1.0,
         fingerprint=fingerprint,
         minor=minor,
         flags=flags,
@@ -177,6 +185,7 @@ def check_header(header: Header, limits: Limits) -> None:
     if len(header.fingerprint) != 8:
         raise _fault(f"fingerprint {header.fingerprint!r} is not 8 bytes")
     _check_grid(header)
+    _check_step(header.step)
     if header.coder is Coder.LOSSLESS:
         _check_lossless(header)
 
@@ -206,6 +215,15 @@ def _check_grid(header: Header) -> None:
         )
 
 
+def _check_step(step: float) -> None:
+    if not MIN_STEP <= step <= MAX_STEP or step * STEP_UNIT % 1:
+        raise _fault(
+            f"step is {step:g}, expected {MIN_STEP:g}..{MAX_STEP:g} in units of 1 / {STEP_UNIT}"
+        )
+
+
 def _check_lossless(header: Header) -> None:
     if header.tile_width or header.rate_point or header.fingerprint != _NO_FINGERPRINT:
         raise _fault("an embedded lossless picture has one tile, rate point 0, and no model")
+    if header.step != 1:
+        raise _fault(f"step is {header.step:g}, but an embedded lossless picture has none")

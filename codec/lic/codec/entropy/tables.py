@@ -11,12 +11,14 @@ import hashlib
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lic.codec.container.header import STEP_UNIT
 from lic.codec.errors import ConfigError, ModelMismatchError
 
 PRECISION = 14
@@ -34,6 +36,7 @@ _DTYPES: dict[str, type[np.integer[Any]]] = {
     "quantized_cdf": np.uint16,
     "cdf_length": np.uint16,
     "offset": np.int32,
+    "step_bounds": np.uint16,
 }
 
 
@@ -44,11 +47,16 @@ class Tables:
     The last slot of every table is the escape: it stands for all symbols outside the table's range
     `offset .. offset + cdf_length - 3`.
 
+    Where latents can be quantised in several steps, the tables are S sets of equally many, made for
+    ever wider steps, one set behind the other.
+
     Attributes:
         quantized_cdf: (T, L) uint16. Row t rises strictly from 0 to 2**14 in its first
             `cdf_length[t]` entries; the unused rest is 0.
         cdf_length: (T,) uint16, the entries in use: symbols + escape + 1, so 2..257.
         offset: (T,) int32, the symbol of slot 0.
+        step_bounds: (S - 1,) uint16, rising: a step of n / STEP_UNIT has set k, the number of
+            bounds that are not above n. Empty where there is one set.
 
     Raises:
         ConfigError: An array has the wrong shape or kind.
@@ -58,6 +66,7 @@ class Tables:
     quantized_cdf: NDArray[np.uint16]
     cdf_length: NDArray[np.uint16]
     offset: NDArray[np.int32]
+    step_bounds: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
@@ -72,7 +81,17 @@ class Tables:
             )
         if not 1 <= count <= MAX_TABLES:
             raise ConfigError(f"{count} tables: there must be 1 to {MAX_TABLES}")
+        self._check_sets()
         self._check_rows()
+
+    def _check_sets(self) -> None:
+        bounds = self.step_bounds
+        if bounds.ndim != 1 or (np.diff(bounds.astype(np.int32)) <= 0).any():
+            raise ModelMismatchError("the entropy tables' step_bounds do not rise")
+        if len(self) % self.sets:
+            raise ModelMismatchError(
+                f"{len(self)} entropy tables are not {self.sets} sets of equally many"
+            )
 
     def _check_rows(self) -> None:
         cdf, used = self.quantized_cdf.astype(np.int32), self.cdf_length.astype(np.int32)
@@ -91,6 +110,31 @@ class Tables:
     def __len__(self) -> int:
         return len(self.cdf_length)
 
+    @property
+    def sets(self) -> int:
+        """S, how many steps there are tables for."""
+        return len(self.step_bounds) + 1
+
+    def at(self, step: float = 1.0) -> "Tables":
+        """Return the set for latents that were quantised in this step, always the same object."""
+        if self.sets == 1:
+            return self
+        number = int(np.searchsorted(self.step_bounds, round(step * STEP_UNIT), side="right"))
+        return self._sets[number]
+
+    @cached_property
+    def _sets(self) -> tuple["Tables", ...]:
+        size = len(self) // self.sets
+        every = (slice(start, start + size) for start in range(0, len(self), size))
+        return tuple(
+            Tables(
+                quantized_cdf=self.quantized_cdf[rows],
+                cdf_length=self.cdf_length[rows],
+                offset=self.offset[rows],
+            )
+            for rows in every
+        )
+
     def digest(self) -> bytes:
         """Return the SHA-256 (32 bytes) of the tables' content; padding does not count."""
         used = np.arange(self.quantized_cdf.shape[1])[None, :] < self.cdf_length[:, None]
@@ -99,12 +143,16 @@ class Tables:
             self.cdf_length.astype("<u2").tobytes(),
             self.offset.astype("<i4").tobytes(),
             self.quantized_cdf[used].astype("<u2").tobytes(),
+            self.step_bounds.astype("<u2").tobytes(),
         )
         return hashlib.sha256(b"".join(parts)).digest()
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the three arrays by name, ready for `np.savez` without pickle."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return the arrays by name, ready for `np.savez` without pickle."""
+        arrays = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.sets == 1:
+            del arrays["step_bounds"]
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Tables":
@@ -114,10 +162,11 @@ class Tables:
             ModelMismatchError: An array is missing or its content cannot be a table.
             ConfigError: An array has the wrong shape or kind.
         """
-        missing = [name for name in _DTYPES if name not in arrays]
+        known = {"step_bounds": np.zeros(0, np.uint16), **arrays}
+        missing = [name for name in _DTYPES if name not in known]
         if missing:
             raise ModelMismatchError(f"the entropy tables lack {', '.join(missing)}")
-        return cls(**{name: arrays[name] for name in _DTYPES})
+        return cls(**{name: known[name] for name in _DTYPES})
 
 
 def _frozen(name: str, values: object, dtype: type[np.integer[Any]]) -> NDArray[Any]:
@@ -193,7 +242,9 @@ def _log_step(slots: NDArray[np.int64]) -> NDArray[np.float64]:
     return series
 
 
-def build_tables(pmfs: Sequence[NDArray[np.float64]], offsets: Sequence[int]) -> Tables:
+def build_tables(
+    pmfs: Sequence[NDArray[np.float64]], offsets: Sequence[int], step_bounds: Sequence[int] = ()
+) -> Tables:
     """Quantise one table for each pmf.
 
     Symbols at a pmf's ends that are rarer than RARE go to the escape, and so does the rarer end of
@@ -203,6 +254,7 @@ def build_tables(pmfs: Sequence[NDArray[np.float64]], offsets: Sequence[int]) ->
         pmfs: T arrays, each the masses of the symbols offset, offset + 1, ... and, as the last
             entry, of the escape (all other symbols).
         offsets: T symbols, the first of each pmf.
+        step_bounds: S - 1 numbers, see `Tables`; the pmfs are S sets of equally many.
 
     Raises:
         ConfigError: A pmf is no distribution, or the numbers of pmfs and offsets differ.
@@ -218,6 +270,7 @@ def build_tables(pmfs: Sequence[NDArray[np.float64]], offsets: Sequence[int]) ->
         quantized_cdf=cdf.astype(np.uint16),
         cdf_length=np.array([len(row) for row in rows], np.uint16),
         offset=np.array([offset for _, offset in pruned], np.int32),
+        step_bounds=np.array(step_bounds, np.uint16),
     )
 
 

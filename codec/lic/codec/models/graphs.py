@@ -1,7 +1,10 @@
 """The two functions that a deployed codec consists of, as modules.
 
-PyTorch runs them as they are and the exporter turns them into graphs, so that both engines
-compute the same thing.
+PyTorch runs `Analysis` and `Synthesis` as they are and the exporter turns them into a bundle's
+graphs, so that both engines compute the same thing. What lies between, latents to symbols and back
+in a step that a file tells, is numpy's: the same on every engine, and an encoder that looks for a
+step needs the latents once. `Encoder` and `Decoder` are for devices that are to give and take
+symbols.
 
 Shapes: N batch, M latent channels, H W pixels, h = H / 16, w = W / 16.
 """
@@ -19,8 +22,8 @@ def to_symbols(steps: Tensor) -> Tensor:
     return torch.where(codable, steps, float(UNCODABLE)).to(torch.int32)
 
 
-class Encoder(nn.Module):
-    """x (N, 3, H, W) in [0, 1] -> symbols (N, M, h, w) int32, see `to_symbols`."""
+class Analysis(nn.Module):
+    """x (N, 3, H, W) in [0, 1] -> y less the medians (N, M, h, w), float: who calls rounds it."""
 
     medians: Tensor
 
@@ -30,12 +33,13 @@ class Encoder(nn.Module):
         self.register_buffer("medians", model.entropy_bottleneck.medians.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the symbols."""
-        return to_symbols(torch.round(self.g_a(x) - self.medians))
+        """Return y less the medians."""
+        y: Tensor = self.g_a(x) - self.medians
+        return y
 
 
-class Decoder(nn.Module):
-    """symbols (N, M, h, w) int32 -> x_hat (N, 3, H, W) in [0, 1]."""
+class Synthesis(nn.Module):
+    """y_hat less the medians (N, M, h, w), float -> x_hat (N, 3, H, W) in [0, 1]."""
 
     medians: Tensor
 
@@ -44,7 +48,23 @@ class Decoder(nn.Module):
         self.g_s = model.g_s
         self.register_buffer("medians", model.entropy_bottleneck.medians.clone())
 
-    def forward(self, symbols: Tensor) -> Tensor:
+    def forward(self, y_hat: Tensor) -> Tensor:
         """Return the picture."""
-        x_hat: Tensor = self.g_s(symbols.to(self.medians.dtype) + self.medians)
+        x_hat: Tensor = self.g_s(y_hat + self.medians)
         return x_hat.clamp(0, 1)
+
+
+class Encoder(Analysis):
+    """x (N, 3, H, W) in [0, 1] -> symbols (N, M, h, w) int32 of step 1, see `to_symbols`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the symbols."""
+        return to_symbols(torch.round(super().forward(x)))
+
+
+class Decoder(Synthesis):
+    """symbols (N, M, h, w) int32 of step 1 -> x_hat (N, 3, H, W) in [0, 1]."""
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        """Return the picture."""
+        return super().forward(y_hat.to(self.medians.dtype))
