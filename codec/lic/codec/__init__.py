@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lic.codec.errors import ModelMismatchError as ModelMismatchError
     from lic.codec.errors import NumericsError as NumericsError
     from lic.codec.errors import OutputError as OutputError
+    from lic.codec.errors import TargetError as TargetError
     from lic.codec.errors import TrainingError as TrainingError
     from lic.codec.image_io import Picture as Picture
     from lic.codec.image_io import read_picture as read_picture
@@ -40,12 +41,15 @@ if TYPE_CHECKING:
     from lic.codec.pipeline import Codec as Codec
     from lic.codec.pipeline import decompress as decompress
     from lic.codec.pipeline import open_codec as open_codec
+    from lic.codec.rate_control import Controlled as Controlled
+    from lic.codec.rate_control import RateControl as RateControl
+    from lic.codec.rate_control import Target as Target
     from lic.codec.results import Decoded as Decoded
     from lic.codec.results import Encoded as Encoded
 
 _ERRORS = (
     "BitstreamError ConfigError ExportError ImageError LicError LimitError ModelMismatchError "
-    "NumericsError OutputError TrainingError"
+    "NumericsError OutputError TargetError TrainingError"
 )
 _HOMES = {
     **dict.fromkeys(_ERRORS.split(), "errors"),
@@ -53,6 +57,7 @@ _HOMES = {
     **dict.fromkeys(("Header", "Limits", "parse_header"), "container"),
     **dict.fromkeys(("Picture", "read_picture", "write_picture"), "image_io"),
     **dict.fromkeys(("Codec", "decompress", "open_codec"), "pipeline"),
+    **dict.fromkeys(("Controlled", "RateControl", "Target"), "rate_control"),
     **dict.fromkeys(("Decoded", "Encoded"), "results"),
 }
 

@@ -6,6 +6,7 @@ LicError
 ├── ModelMismatchError   the bundle is missing, changed, or not the one the file asks for
 ├── NumericsError        latents that cannot be coded, or symbols that differ from the encoder's
 ├── LimitError           a size limit was exceeded; nothing was allocated
+│   └── TargetError      no file is as small, or as good, as was strictly asked for
 ├── OutputError          the result exists already or cannot be written
 ├── ConfigError          an option has a value that cannot work
 ├── ExportError          a graph could not be exported or failed its check
@@ -38,6 +39,10 @@ class NumericsError(LicError):
 
 class LimitError(LicError):
     """A size limit was exceeded; nothing was allocated."""
+
+
+class TargetError(LimitError):
+    """No file is as small, or as good, as was strictly asked for."""
 
 
 class OutputError(LicError):

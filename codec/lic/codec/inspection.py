@@ -28,13 +28,14 @@ def bits_by_part(codec: Codec, file: LicFile) -> dict[str, float]:
     parts = dict.fromkeys(groups, 0.0)
     meters: list[Meter] = []
 
-    def watch(reader: SymbolCoder) -> Meter:
-        meters.append(Meter(reader, codec.bundle.tables.at(file.header.step)))
-        return meters[-1]
-
     for place, tile in zip(places(file.header), file.tiles, strict=True):
+
+        def watch(reader: SymbolCoder, number: int = tile.tables) -> Meter:
+            meters.append(Meter(reader, codec.bundle.tables.of_set(number)))
+            return meters[-1]
+
         with naming(place, file.header):
-            codec.read_symbols(place, tile, file.header.step, watch)
+            codec.read_symbols(place, tile, watch)
         for group, bits in zip(groups, meters.pop().bits, strict=True):
             parts[group] += bits
     return parts

@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from lic.codec.architectures import ARCHITECTURES
 from lic.codec.backends import Backend, open_backend
+from lic.codec.backends.base import FactorizedBackend
 from lic.codec.backends.device_backend import Decode, DeviceBackend, Encode
 from lic.codec.bundle import Bundle
 from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse
-from lic.codec.entropy import Reader, SymbolCoder, Writer
+from lic.codec.entropy import Reader, SymbolCoder, Writer, cheapest_set
 from lic.codec.errors import BitstreamError, ConfigError, LimitError, NumericsError
 from lic.codec.image_io import (
     Picture,
     decode_lossless,
     encode_lossless,
 )
-from lic.codec.latents import State, walk
+from lic.codec.latents import State, quantise, walk
 from lic.codec.library import for_fingerprint, select
 from lic.codec.lossless import compress_lossless, finish_lossless, has_a_chance, lossless_header
 from lic.codec.quantisation_step import check_header_step, check_step, stepped
@@ -189,29 +190,36 @@ class Codec:
         tiles = []
         for place in places(header):
             with naming(place, header):
-                tiles.append(self._encode_tile(place, pixels, header.step, stages))
+                latents = self.analyze_tile(place, pixels, stages)
+                tiles.append(self.code_tile(place, latents, header.step, stages))
         return tuple(tiles)
 
-    def _encode_tile(
-        self, place: Place, pixels: NDArray[np.uint8], step: float, stages: Stages
-    ) -> Tile:
+    def analyze_tile(self, place: Place, pixels: NDArray[np.uint8], stages: Stages) -> State:
+        """Return what `code_tile` codes of a tile: a factorized prior's latents, or the state."""
         with stages.measure("convert"):
             x = tile_to_network(pixels, place, self._padding)
         with stages.measure("transform"):
-            if step == 1:
-                state = self.backend.analyze(x)
-            else:
-                state = stepped(self.backend).analyze(x, step)
-        with stages.measure(self.coding_stage):
-            return self.write_symbols(place, state, step)
+            if isinstance(self.backend, FactorizedBackend):
+                return self.backend.latents(x)
+            return self.backend.analyze(x)
 
-    def write_symbols(self, place: Place, state: State, step: float) -> Tile:
-        """Return the tile of a state whose symbols are of this step."""
-        writer = Writer(self._tables.at(step))
-        _, crc = walk(self.backend.steps, state, writer)
-        with stage("entropy"):
-            streams = writer.finish()
-        return Tile(index=place.index, symbols_crc=crc, streams=streams)
+    def code_tile(self, place: Place, latents: State, step: float, stages: Stages) -> Tile:
+        """Return the tile of what `analyze_tile` gave; a factorized prior's can be coded again.
+
+        Raises:
+            NumericsError: a latent is not finite or too large to code.
+        """
+        state = latents
+        if isinstance(self.backend, FactorizedBackend):
+            with stages.measure("transform"):
+                state = quantise(latents, step)
+        with stages.measure(self.coding_stage):
+            number = cheapest_set(self._tables, state) if self._tables.sets > 1 else 0
+            writer = Writer(self._tables.of_set(number))
+            _, crc = walk(self.backend.steps, state, writer)
+            with stage("entropy"):
+                streams = writer.finish()
+            return Tile(index=place.index, symbols_crc=crc, streams=streams, tables=number)
 
     def decompress(self, file: LicFile) -> Decoded:
         """Decode a file that was made with this model.
@@ -251,7 +259,7 @@ class Codec:
         for place, tile in zip(places(header), tiles, strict=True):
             with naming(place, header):
                 with stages.measure(self.coding_stage):
-                    state = self.read_symbols(place, tile, header.step)
+                    state = self.read_symbols(place, tile)
                 # Not before: a header can claim any size, the first tile's symbols cannot.
                 if place.index == 0:
                     pixels = np.empty((header.height, header.width, header.colour), np.uint8)
@@ -264,7 +272,6 @@ class Codec:
         self,
         place: Place,
         tile: Tile,
-        step: float = 1.0,
         watch: Callable[[SymbolCoder], SymbolCoder] = lambda reader: reader,
     ) -> State:
         """Return the state with all symbols of a tile known; no picture is made.
@@ -272,7 +279,6 @@ class Codec:
         Args:
             place: of the tile, within `check_sizes`.
             tile: the symbols' streams.
-            step: of the file's HEAD.
             watch: returns a coder that passes everything through to the one that it is given.
 
         Raises:
@@ -281,7 +287,7 @@ class Codec:
         """
         height, width = self._padding.padded(place.height), self._padding.padded(place.width)
         blank = self.backend.blank(height, width)
-        reader = Reader(self._tables.at(step), tile.streams)
+        reader = Reader(self._tables.of_set(tile.tables), tile.streams)
         counted = _Counted(watch(reader))
         try:
             state, crc = walk(self.backend.steps, blank, counted)

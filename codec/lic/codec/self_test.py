@@ -165,7 +165,7 @@ def _check_kernel(codec: Codec, file: LicFile) -> None:
     A kernel that was compiled wrongly may well read what it wrote, but nobody else could.
     """
     for place, tile in zip(places(file.header), file.tiles, strict=True):
-        writer = Writer(codec.bundle.tables.at(), kernel="python")
+        writer = Writer(codec.bundle.tables.of_set(tile.tables), kernel="python")
         walk(codec.backend.steps, codec.read_symbols(place, tile), writer)
         if writer.finish() != tile.streams:
             raise NumericsError(

@@ -83,7 +83,7 @@ class FactorizedBackend(ABC):
 
     def __init__(self, bundle: Bundle) -> None:
         # One table a channel, so a set of tables says how many there are.
-        self._channels = len(bundle.tables.at())
+        self._channels = len(bundle.tables.of_set(0))
         self._stride = bundle.manifest.stride
         try:
             self._margins = strip_margins(bundle.manifest.config)

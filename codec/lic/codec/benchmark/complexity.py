@@ -150,7 +150,7 @@ def _both_directions(
     state: list[State] = []
 
     def between() -> None:
-        state[0], _ = walk(backend.steps, state[0], Writer(bundle.tables.at()))
+        state[0], _ = walk(backend.steps, state[0], Writer(bundle.tables.of_set(0)))
 
     analysis = counted(lambda: state.append(backend.analyze(x)))
     context = counted(between)

@@ -4,6 +4,7 @@
 """
 
 from lic.codec.container.file import (
+    CHUNK_OVERHEAD,
     HEADER_BYTES,
     MAX_PAYLOAD,
     SIGNATURE,
@@ -20,6 +21,7 @@ from lic.codec.container.metadata import Metadata, read_metadata
 from lic.codec.container.text import Model
 
 __all__ = [
+    "CHUNK_OVERHEAD",
     "HEADER_BYTES",
     "MAX_PAYLOAD",
     "MAX_SIDE",

@@ -20,6 +20,7 @@ HEADER_BYTES: Final = 52
 
 MAX_ANCILLARY_CHUNKS: Final = 1000
 MAX_STREAMS: Final = 255
+MAX_TABLE_SET: Final = 255
 
 MAX_PAYLOAD: Final[Mapping[bytes, int]] = {
     b"modl": 2**12,
@@ -33,8 +34,11 @@ MAX_PAYLOAD: Final[Mapping[bytes, int]] = {
 """Known ancillary chunks, each at most once, and the largest payload of each in bytes."""
 
 CHUNK_HEAD_BYTES: Final = 8
-_CHUNK_OVERHEAD: Final = 12
+CHUNK_OVERHEAD: Final = 12
+"""Bytes of a chunk beside its payload."""
 _TILE: Final = struct.Struct("<IIB")
+# The upper byte of the first field is the set of tables: there are never 2^24 tiles.
+_INDEX_BITS: Final = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,14 @@ class Tile:
         symbols_crc: CRC-32 of the decoded symbols (int16, little-endian, coding order); 0 for
             `Coder.LOSSLESS`, which has no symbols.
         streams: 1..255 byte strings; their meaning belongs to the coder.
+        tables: which set of the model's tables they were coded with, 0..255; 0 for
+            `Coder.LOSSLESS`.
     """
 
     index: int
     symbols_crc: int
     streams: tuple[bytes, ...]
+    tables: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,7 @@ class Chunk(NamedTuple):
     @property
     def end(self) -> int:
         """First byte after the chunk."""
-        return self.offset + _CHUNK_OVERHEAD + self.length
+        return self.offset + CHUNK_OVERHEAD + self.length
 
 
 def serialize(file: LicFile) -> bytes:
@@ -220,17 +227,17 @@ def chunk_head(head: bytes, offset: int, left: int) -> Chunk:
     Raises:
         BitstreamError: No chunk type, or longer than the file.
     """
-    if left < _CHUNK_OVERHEAD:
+    if left < CHUNK_OVERHEAD:
         raise BitstreamError(
             f"file truncated at byte {offset + left}: found {left} bytes of a chunk at byte "
-            f"{offset}, expected at least {_CHUNK_OVERHEAD}"
+            f"{offset}, expected at least {CHUNK_OVERHEAD}"
         )
     length, kind = struct.unpack("<I4s", head)
     chunk = Chunk(kind, offset, length)
     if not kind[:1].isalpha() or not kind.replace(b"_", b"a").isalnum():
         raise BitstreamError(f"byte {offset + 4}: {kind.hex(' ')} is no chunk type")
-    if length > left - _CHUNK_OVERHEAD:
-        raise fault(chunk, f"{length} bytes long, but {left - _CHUNK_OVERHEAD} are left")
+    if length > left - CHUNK_OVERHEAD:
+        raise fault(chunk, f"{length} bytes long, but {left - CHUNK_OVERHEAD} are left")
     return chunk
 
 
@@ -296,14 +303,18 @@ def _check_tiles(header: Header, tiles: tuple[Tile, ...]) -> None:
             f"found tiles {found[:8]} ({len(found)}), expected 0..{header.tile_count - 1} in order"
         )
     for tile in tiles:
-        _check_tile(header, tile.symbols_crc, len(tile.streams), f"tile {tile.index}")
+        _check_tile(header, tile, f"tile {tile.index}")
 
 
-def _check_tile(header: Header, symbols_crc: int, streams: int, where: str) -> None:
+def _check_tile(header: Header, tile: Tile, where: str) -> None:
     allowed = 1 if header.coder is Coder.LOSSLESS else MAX_STREAMS
-    if not 1 <= streams <= allowed:
-        raise BitstreamError(f"{where}: {streams} streams, expected 1..{allowed}")
-    if symbols_crc and header.coder is Coder.LOSSLESS:
+    if not 1 <= len(tile.streams) <= allowed:
+        raise BitstreamError(f"{where}: {len(tile.streams)} streams, expected 1..{allowed}")
+    if not 0 <= tile.tables <= MAX_TABLE_SET:
+        raise BitstreamError(f"{where}: set {tile.tables} of tables, expected 0..{MAX_TABLE_SET}")
+    if tile.tables and header.coder is Coder.LOSSLESS:
+        raise BitstreamError(f"{where}: a set of tables, but an embedded picture has none")
+    if tile.symbols_crc and header.coder is Coder.LOSSLESS:
         raise BitstreamError(f"{where}: a CRC of symbols, but an embedded picture has none")
 
 
@@ -330,17 +341,18 @@ def _ancillary(file: LicFile) -> Iterator[tuple[bytes, bytes]]:
 
 def _pack_tile(tile: Tile) -> bytes:
     lengths = b"".join(_leb128(len(stream)) for stream in tile.streams)
-    head = _TILE.pack(tile.index, tile.symbols_crc, len(tile.streams))
+    first = tile.index | tile.tables << _INDEX_BITS
+    head = _TILE.pack(first, tile.symbols_crc, len(tile.streams))
     return b"".join((head, lengths, *tile.streams))
 
 
 def _unpack_tile(data: bytes, chunk: Chunk, header: Header) -> Tile:
     if chunk.length < _TILE.size:
         raise fault(chunk, f"{chunk.length} bytes long, expected at least {_TILE.size}")
-    index, crc, count = _TILE.unpack_from(data, chunk.payload.start)
+    first, crc, count = _TILE.unpack_from(data, chunk.payload.start)
+    tables, index = divmod(first, 1 << _INDEX_BITS)
     if index >= header.tile_count:
         raise fault(chunk, f"tile {index}, expected 0..{header.tile_count - 1}")
-    _check_tile(header, crc, count, f"chunk TILE at byte {chunk.offset}")
     position, end = chunk.payload.start + _TILE.size, chunk.payload.stop
     lengths = []
     for _ in range(count):
@@ -352,7 +364,9 @@ def _unpack_tile(data: bytes, chunk: Chunk, header: Header) -> Tile:
     for length in lengths:
         streams.append(data[position : position + length])
         position += length
-    return Tile(index=index, symbols_crc=crc, streams=tuple(streams))
+    tile = Tile(index=index, symbols_crc=crc, streams=tuple(streams), tables=tables)
+    _check_tile(header, tile, f"chunk TILE at byte {chunk.offset}")
+    return tile
 
 
 def _leb128(value: int) -> bytes:

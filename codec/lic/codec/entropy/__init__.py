@@ -2,6 +2,7 @@
 
 from lic.codec.entropy.meter import Meter
 from lic.codec.entropy.rans import KernelName, Reader, SymbolCoder, Writer, kernel_name
+from lic.codec.entropy.sets import cheapest_set
 from lic.codec.entropy.tables import PRECISION, Tables, build_tables, pmf_to_quantized_cdf
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Tables",
     "Writer",
     "build_tables",
+    "cheapest_set",
     "kernel_name",
     "pmf_to_quantized_cdf",
 ]

@@ -11,15 +11,14 @@ import hashlib
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lic.codec.container.header import STEP_UNIT
-from lic.codec.errors import ConfigError, ModelMismatchError
+from lic.codec.errors import BitstreamError, ConfigError, ModelMismatchError
 
 PRECISION = 14
 TOTAL = 1 << PRECISION
@@ -30,13 +29,13 @@ RARE = 2.0**-17
 """Symbols with a slot of their own; with the escape 256, so that the kernel's slots are bytes."""
 MAX_TABLES = 65535
 """Table indexes are uint16: bmshj2018 has 320 channels, more than a byte can number."""
+MAX_SETS = 256
 
 _INT16 = np.iinfo(np.int16)
 _DTYPES: dict[str, type[np.integer[Any]]] = {
     "quantized_cdf": np.uint16,
     "cdf_length": np.uint16,
     "offset": np.int32,
-    "step_bounds": np.uint16,
 }
 
 
@@ -47,16 +46,15 @@ class Tables:
     The last slot of every table is the escape: it stands for all symbols outside the table's range
     `offset .. offset + cdf_length - 3`.
 
-    Where latents can be quantised in several steps, the tables are S sets of equally many, made for
-    ever wider steps, one set behind the other.
+    Where latents can be quantised in several steps, the tables are S sets of equally many, one
+    behind the other: made for ever wider steps, but any codes symbols of any.
 
     Attributes:
         quantized_cdf: (T, L) uint16. Row t rises strictly from 0 to 2**14 in its first
             `cdf_length[t]` entries; the unused rest is 0.
         cdf_length: (T,) uint16, the entries in use: symbols + escape + 1, so 2..257.
         offset: (T,) int32, the symbol of slot 0.
-        step_bounds: (S - 1,) uint16, rising: a step of n / STEP_UNIT has set k, the number of
-            bounds that are not above n. Empty where there is one set.
+        sets: S, 1 to 256.
 
     Raises:
         ConfigError: An array has the wrong shape or kind.
@@ -66,7 +64,7 @@ class Tables:
     quantized_cdf: NDArray[np.uint16]
     cdf_length: NDArray[np.uint16]
     offset: NDArray[np.int32]
-    step_bounds: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    sets: int = 1
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
@@ -85,12 +83,10 @@ class Tables:
         self._check_rows()
 
     def _check_sets(self) -> None:
-        bounds = self.step_bounds
-        if bounds.ndim != 1 or (np.diff(bounds.astype(np.int32)) <= 0).any():
-            raise ModelMismatchError("the entropy tables' step_bounds do not rise")
-        if len(self) % self.sets:
+        if not 1 <= self.sets <= MAX_SETS or len(self) % self.sets:
             raise ModelMismatchError(
-                f"{len(self)} entropy tables are not {self.sets} sets of equally many"
+                f"{len(self)} entropy tables are not {self.sets} sets of equally many; there may "
+                f"be 1 to {MAX_SETS}"
             )
 
     def _check_rows(self) -> None:
@@ -110,20 +106,22 @@ class Tables:
     def __len__(self) -> int:
         return len(self.cdf_length)
 
-    @property
-    def sets(self) -> int:
-        """S, how many steps there are tables for."""
-        return len(self.step_bounds) + 1
+    def of_set(self, number: int) -> "Tables":
+        """Return the tables of one set, always the same object.
 
-    def at(self, step: float = 1.0) -> "Tables":
-        """Return the set for latents that were quantised in this step, always the same object."""
-        if self.sets == 1:
-            return self
-        number = int(np.searchsorted(self.step_bounds, round(step * STEP_UNIT), side="right"))
+        Raises:
+            BitstreamError: there are not so many.
+        """
+        if not 0 <= number < self.sets:
+            raise BitstreamError(
+                f"coded with set {number} of the model's tables, which has {self.sets}"
+            )
         return self._sets[number]
 
     @cached_property
     def _sets(self) -> tuple["Tables", ...]:
+        if self.sets == 1:
+            return (self,)
         size = len(self) // self.sets
         every = (slice(start, start + size) for start in range(0, len(self), size))
         return tuple(
@@ -143,16 +141,14 @@ class Tables:
             self.cdf_length.astype("<u2").tobytes(),
             self.offset.astype("<i4").tobytes(),
             self.quantized_cdf[used].astype("<u2").tobytes(),
-            self.step_bounds.astype("<u2").tobytes(),
+            struct.pack("<H", self.sets) if self.sets > 1 else b"",
         )
         return hashlib.sha256(b"".join(parts)).digest()
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, ready for `np.savez` without pickle."""
-        arrays = {each.name: getattr(self, each.name) for each in fields(self)}
-        if self.sets == 1:
-            del arrays["step_bounds"]
-        return arrays
+        arrays = {name: getattr(self, name) for name in _DTYPES}
+        return arrays | ({"sets": np.array([self.sets])} if self.sets > 1 else {})
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Tables":
@@ -162,11 +158,13 @@ class Tables:
             ModelMismatchError: An array is missing or its content cannot be a table.
             ConfigError: An array has the wrong shape or kind.
         """
-        known = {"step_bounds": np.zeros(0, np.uint16), **arrays}
-        missing = [name for name in _DTYPES if name not in known]
+        missing = [name for name in _DTYPES if name not in arrays]
         if missing:
             raise ModelMismatchError(f"the entropy tables lack {', '.join(missing)}")
-        return cls(**{name: known[name] for name in _DTYPES})
+        sets = arrays.get("sets", np.ones(1, np.int64))
+        if sets.shape != (1,) or sets.dtype.kind not in "iu":
+            raise ConfigError(f"sets must be one integer, not {sets.dtype} {sets.shape}")
+        return cls(**{name: arrays[name] for name in _DTYPES}, sets=int(sets[0]))
 
 
 def _frozen(name: str, values: object, dtype: type[np.integer[Any]]) -> NDArray[Any]:
@@ -243,7 +241,7 @@ def _log_step(slots: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def build_tables(
-    pmfs: Sequence[NDArray[np.float64]], offsets: Sequence[int], step_bounds: Sequence[int] = ()
+    pmfs: Sequence[NDArray[np.float64]], offsets: Sequence[int], sets: int = 1
 ) -> Tables:
     """Quantise one table for each pmf.
 
@@ -254,7 +252,7 @@ def build_tables(
         pmfs: T arrays, each the masses of the symbols offset, offset + 1, ... and, as the last
             entry, of the escape (all other symbols).
         offsets: T symbols, the first of each pmf.
-        step_bounds: S - 1 numbers, see `Tables`; the pmfs are S sets of equally many.
+        sets: see `Tables`.
 
     Raises:
         ConfigError: A pmf is no distribution, or the numbers of pmfs and offsets differ.
@@ -270,7 +268,7 @@ def build_tables(
         quantized_cdf=cdf.astype(np.uint16),
         cdf_length=np.array([len(row) for row in rows], np.uint16),
         offset=np.array([offset for _, offset in pruned], np.int32),
-        step_bounds=np.array(step_bounds, np.uint16),
+        sets=sets,
     )
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lic.codec.container.header import STEP_UNIT
 from lic.codec.entropy import Tables, build_tables
 from lic.codec.errors import NumericsError
 from lic.codec.models.blocks import LowerBound
@@ -23,11 +22,9 @@ TAIL_MASS = 1e-9
 LIKELIHOOD_BOUND = 1e-9
 # Steps to either side of the centre; tables keep 255, and memory grows with the widest density.
 WIDEST = 2**12
-# Fourth roots of two apart, tables for another step cost 0.1 % at the most, and nine sets reach
-# as far as any use was found for.
-STEPS = tuple(2.0 ** (exponent / 4) for exponent in range(-4, 5))
-# Halfway in the logarithm between two steps. A bundle holds these integers: nobody computes them.
-STEP_BOUNDS = tuple(round(STEP_UNIT * 2.0 ** (exponent / 8)) for exponent in range(-7, 8, 2))
+# Of photos, the set that codes one best is up to 0.9 octaves off that of its step. With steps this
+# far apart the best set costs 0.2 % more than that of a dense grid, and the files stay small.
+STEPS = tuple(2.0 ** (3 * number / 8) for number in range(-4, 5))
 
 
 class EntropyBottleneck(nn.Module):
@@ -196,7 +193,7 @@ class EntropyBottleneck(nn.Module):
         """
         sets = [self.pmfs(step) for step in STEPS]
         rows = [row for pmfs, _ in sets for row in pmfs]
-        return build_tables(rows, [o for _, offsets in sets for o in offsets], STEP_BOUNDS)
+        return build_tables(rows, [o for _, offsets in sets for o in offsets], len(STEPS))
 
     def _check_finite(self) -> None:
         parameters = torch.cat([p.flatten(1) for p in self.parameters()], dim=1)
