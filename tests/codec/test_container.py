@@ -203,7 +203,12 @@ HEAD_CASES = {
     "overlap of one tile": ({20: 1}, "overlap of a single tile is 8"),
     "overlap": ({16: 16, 18: 16, 20: 17}, "overlap is 136, expected 0..128"),
     "coder": ({21: 2}, "unknown coder 2"),
-    "reserved": ({23: 1}, "reserved field is 256"),
+    "step of one": ({22: 0, 23: 16}, "step is 4096, expected 0, which is how a step of 1"),
+    "small step": ({22: 255, 23: 3}, r"step is 0.249756, expected 0.25..4 in units of 1 / 4096"),
+    "least step": ({22: 1}, r"step is 0.000244"),
+    "large step": ({22: 1, 23: 64}, r"step is 4.00024, expected 0.25..4"),
+    "largest step": ({22: 255, 23: 255}, r"step is 15.9998"),
+    "lossless with a step": ({21: 0, 23: 8, **dict.fromkeys(range(24, 32), 0)}, "step is 0.5, but"),
     "lossless with a model": ({21: 0}, "no model"),
 }
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lic.cli import batch, options
+from lic.cli import batch, options, targets
 from lic.cli.console import Output, note_precision
 from lic.cli.decompress import decoder
 from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
     from lic.codec.image_io import Picture
+    from lic.codec.rate_control import Controlled, RateControl, Target
     from lic.codec.results import Decoded, Encoded
 
 SUFFIX = ".lic"
@@ -39,6 +40,11 @@ def compress(
             "only, and only for models that need it."
         ),
     ] = None,
+    target_bpp: targets.Bpp = None,
+    target_size: targets.Size = None,
+    target_psnr: targets.Psnr = None,
+    target_ms_ssim: targets.MsSsim = None,
+    strict: targets.Strict = False,
     force: options.Force = False,
     skip_existing: options.SkipExisting = False,
     jobs: options.Jobs = 1,
@@ -53,6 +59,8 @@ def compress(
     """Compress pictures to .lic files with a learned codec.
 
     One file: lic compress photo.png (writes photo.lic). A folder: lic compress DIR -o OUT.
+
+    With a target, rate point and quantisation step are chosen for each picture; -q leaves the step.
     """
     from lic.codec.image_io import (
         READABLE_SUFFIXES,
@@ -60,6 +68,8 @@ def compress(
         check_metadata_policy,
         read_picture,
     )
+    from lic.codec.rate_control import Controlled
+    from lic.codec.results import Encoded
 
     out = Output(-1 if quiet else verbose, as_json)
     plan = batch.plan(inputs, output, accept=READABLE_SUFFIXES, suffix=SUFFIX)
@@ -69,7 +79,8 @@ def compress(
         "backend": backend, "device": device, "threads": threads, "precision": precision
     }  # fmt: skip
     decode = decoder(model, max_pixels=0, **engine)
-    encode = _encoder(model, rate, lossless, tile, **engine)
+    target = targets.target_of(target_bpp, target_size, target_psnr, target_ms_ssim, strict)
+    encode = _encoder(model, rate, lossless, tile, target, **engine)
     if not lossless:
         note_precision(out, precision, device)
 
@@ -79,11 +90,16 @@ def compress(
         picture = read_picture(io.BytesIO(data), max_pixels=max_pixels, name=job.name)
         picture = apply_metadata_policy(picture, keep)
         read_ms = (time.perf_counter() - start) * 1000
-        encoded = encode(picture)
+        found = encode(picture)
+        encoded = found if isinstance(found, Encoded) else found.encoded
         values = _values(job, len(data), encoded, {"read": read_ms, **encoded.stages})
         if dry_run:
             values["psnr"] = _psnr(picture, decode(encoded.data))
-        return batch.Done(data=encoded.data, values=values, text=_text(values), notes=encoded.notes)
+        text = _text(values)
+        if isinstance(found, Controlled):
+            values |= targets.values_of(found)
+            text += targets.text_of(found)
+        return batch.Done(data=encoded.data, values=values, text=text, notes=encoded.notes)
 
     code = batch.run(
         plan,
@@ -98,18 +114,30 @@ def compress(
 
 
 def _encoder(
-    model: str | None, rate: int | None, lossless: bool, tile: int | None, **engine: Any
-) -> Callable[["Picture"], "Encoded"]:
+    model: str | None,
+    rate: int | None,
+    lossless: bool,
+    tile: int | None,
+    target: "Target | None",
+    **engine: Any,
+) -> Callable[["Picture"], "Encoded | Controlled"]:
     """Return the function that codes a picture; the model is loaded now, so that it fails now."""
     from lic.codec.lossless import compress_lossless
     from lic.codec.pipeline import open_codec
+    from lic.codec.rate_control import RateControl
 
     if lossless:
         if rate is not None:
             raise ConfigError("--lossless has no rate points; leave out --rate")
         if tile is not None:
             raise ConfigError("--lossless has no tiles; leave out --tile")
+        if target is not None:
+            raise ConfigError(f"--lossless comes to no target; leave out --target-{target.kind}")
         return compress_lossless
+    if target is not None:
+        return _controlled(
+            RateControl.open(model, [rate] if rate is not None else None, **engine), target, tile
+        )
     codec = open_codec(model, rate, **engine)
     if tile is not None:
         codec.check_tile(tile)
@@ -117,6 +145,21 @@ def _encoder(
 
     def encode(picture: "Picture") -> "Encoded":
         return codec.compress(picture, lossless=None, tile=tile)
+
+    return encode
+
+
+def _controlled(
+    control: "RateControl", target: "Target", tile: int | None
+) -> Callable[["Picture"], "Controlled"]:
+    """Return the function that codes a picture to a target; what cannot be fails now."""
+    codec = control.codec(control.first)
+    if tile is not None:
+        codec.check_tile(tile)
+    codec.backend.load(encoder=True, decoder=not target.of_size)
+
+    def encode(picture: "Picture") -> "Controlled":
+        return control.compress(picture, target, lossless=None, tile=tile)
 
     return encode
 
@@ -143,6 +186,7 @@ def _values(
         "bytes": size,
         "bpp": round(size * 8 / (header.width * header.height), 6),
         "rate_point": header.rate_point,
+        "step": header.step,
         "coder": header.coder.name.lower(),
         "fingerprint": header.fingerprint.hex(),
         "milliseconds": {k: round(v, 3) for k, v in stages.items()},
@@ -152,8 +196,9 @@ def _values(
 def _text(values: dict[str, Any]) -> str:
     psnr = f", {values['psnr'] or float('inf'):.2f} dB" if "psnr" in values else ""
     dry = " (dry run, nothing written)" if "psnr" in values else ""
+    step = f", step {values['step']:.3f}" if values["step"] != 1 else ""
     return (
         f"{values['input']} -> {values['output']}{dry}: {values['width']}x{values['height']}, "
-        f"{values['bytes']:,} bytes, {values['bpp']:.3f} bpp{psnr}, "
+        f"{values['bytes']:,} bytes, {values['bpp']:.3f} bpp{psnr}{step}, "
         f"{sum(values['milliseconds'].values()):.0f} ms"
     )

@@ -207,6 +207,8 @@ def _describe(
 def _print(values: dict[str, Any]) -> None:
     bits, chunks = values.pop("bits", {}), values.pop("chunks", [])
     typer.echo(values.pop("input"))
+    if values["step"] == 1:
+        del values["step"]
     for key, value in values.items():
         if value not in (None, [], {}):
             typer.echo(f"  {key.replace('_', ' '):<12} {value}")
@@ -231,6 +233,7 @@ def _values(name: str, data: bytes, file: LicFile) -> dict[str, Any]:
         "tiles": header.tile_count,
         "coder": header.coder.name.lower(),
         "rate_point": header.rate_point,
+        "step": header.step,
         "fingerprint": header.fingerprint.hex(),
         "model": file.model.name if file.model else None,
         "source": file.model.source if file.model else None,

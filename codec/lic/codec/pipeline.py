@@ -108,8 +108,12 @@ class Codec:
             NumericsError: the network gave latents that cannot be coded.
         """
         if lossless:
-            if tile is not None or step != 1:
-                raise ConfigError("a lossless picture has no tiles and no steps; leave out both")
+            if tile is not None:
+                raise ConfigError("a lossless picture has no tiles; leave out --tile")
+            if step != 1:
+                raise ConfigError(
+                    f"step is {step:g}, but a lossless picture has none; leave it out"
+                )
             return compress_lossless(picture)
         stages = Stages()
         header = self.header(picture, tile, step)

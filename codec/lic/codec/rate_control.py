@@ -150,6 +150,11 @@ class RateControl:
         """
         return cls(family(model, rate_points), **options)
 
+    @property
+    def first(self) -> int:
+        """The place of the bundle that is tried first."""
+        return (len(self.bundles) - 1) // 2
+
     def codec(self, point: int) -> Codec:
         """Return the codec of one of the bundles, by its place."""
         with self._lock:
