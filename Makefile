@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda report-check round-trips soak clean
+.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda rate-control report-check round-trips soak clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -56,6 +56,10 @@ report-check: $(VENV)/.dev
 	@for program in chromium chromedriver; do command -v $$program > /dev/null || \
 	    { echo "report-check: no $$program; apt-get install chromium chromium-driver"; exit 1; }; done
 	LIC_CHROMIUM_REQUIRED=1 $(BIN)/python -m pytest tests/codec/report
+
+# make rate-control KODAK=/path/to/kodak: files of wanted sizes, and how good those between rate points are.
+rate-control: $(VENV)/.dev
+	$(BIN)/python -m tests.codec.rate_control $(KODAK)
 
 benchmark-entropy: $(VENV)/.runtime
 	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400

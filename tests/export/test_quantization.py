@@ -388,7 +388,7 @@ def test_the_embedded_model_loses_little(tmp_path: Path, photos: Path) -> None:
         error = np.square(decoded.astype(float) - picture.pixels).mean()
         pixels = picture.width * picture.height
         losses.append(8 * len(data) / pixels + 0.013 * error)
-    assert losses[1] < 1.1 * losses[0]
+    assert losses[1] < losses[0] + 0.04
 
 
 def test_a_bias_too_large_for_its_scale_is_named(graphs: Graphs) -> None:

@@ -226,9 +226,7 @@ def _quantised(
                 f"{bundle.label} was trained for {bundle.manifest.metric}; ranges by rate and "
                 "distortion are chosen by the squared error: take another method"
             )
-        # Sets lie evenly around the one that was trained.
-        middle = bundle.tables.sets // 2
-        loss = Loss(pictures, floats[ENCODER], floats[DECODER], bundle.tables.of_set(middle), lmbda)
+        loss = Loss(pictures, floats[ENCODER], floats[DECODER], bundle.tables, lmbda)
     made: dict[str, onnx.ModelProto] = {}
     if options.sides != "decoder":
         last = list(Wiring(floats[ENCODER]).convolutions())[-1:]

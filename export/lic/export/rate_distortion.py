@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from lic.codec.bundle import DECODER, ENCODER
-from lic.codec.entropy import Meter, Tables
+from lic.codec.entropy import Meter, Tables, cheapest_set
 from lic.codec.errors import ConfigError, ExportError
 from lic.codec.latents import UNCODABLE, checked_symbols
 from lic.export.graph_check import run, session
@@ -47,6 +47,7 @@ def x_hat_of(decoder: Any, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
 
 def symbol_bits(symbols: NDArray[np.int16], tables: Tables) -> float:
     """Return the ideal code length in bits of symbols (N, M, h, w), table by channel."""
+    tables = tables.of_set(cheapest_set(tables, symbols.swapaxes(0, 1)))
     channels = np.arange(symbols.shape[1], dtype=np.uint16)[:, None, None]
     meter = Meter(_Through(), tables)
     meter.code(symbols, np.broadcast_to(channels, symbols.shape))
@@ -59,7 +60,7 @@ class Loss:
     Args:
         pictures: (N, 3, H, W) in [0, 1].
         encoder, decoder: the float graphs; the other side of the one that is asked about.
-        tables: of the model, one for each latent channel.
+        tables: of the model, in each set one for each latent channel.
         lmbda: Lagrange multiplier, as in training.
 
     Raises:
