@@ -27,9 +27,10 @@ CODEC_LAYERS = (
     ("latents", "lossless", "nudges", "graph_plan"),
     ("models",),
     ("bundle", "backends", "library"),
+    ("quantisation_step",),
     ("pipeline",),
     ("codec_cache",),
-    ("arrays", "pillow_plugin", "benchmark", "inspection"),
+    ("arrays", "pillow_plugin", "benchmark", "inspection", "rate_control"),
     ("self_test",),
 )
 TRAINERS_LAYERS = (

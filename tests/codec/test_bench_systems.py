@@ -133,6 +133,18 @@ def test_a_family_is_a_system_of_rate_points(system: LicSystem, photo: Pixels) -
     assert details["fingerprints"]["1"] == Bundle.open(system.bundles[0].path).manifest.fingerprint
 
 
+def test_steps_are_settings_of_their_own(tiny_bundle: Path, photo: Pixels) -> None:
+    (system,) = lic_systems([[Bundle.open(tiny_bundle)]], ["onnx"], steps=[0.75, 1, 1.5, 1.5])
+    assert system.settings == ("1@1.5", "1", "1@0.75")
+    system.open()
+    sizes = [len(system.code(photo, setting)) for setting in system.settings]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 3
+    assert system.decode(system.code(photo, "1@1.5")).shape == photo.shape
+    assert system.identity("1@1.5") != system.identity("1")
+    with pytest.raises(ConfigError, match="step is 9"):
+        lic_systems([[Bundle.open(tiny_bundle)]], ["onnx"], steps=[9])[0].open()
+
+
 def test_a_system_travels_without_what_it_loaded(system: LicSystem, photo: Pixels) -> None:
     data = system.code(photo, "1")
     there: LicSystem = pickle.loads(pickle.dumps(system))

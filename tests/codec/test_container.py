@@ -59,7 +59,12 @@ def full_file() -> LicFile:
         minor=3,
     )
     tiles = tuple(
-        Tile(index=i, symbols_crc=2**32 - 1 - i, streams=(b"", bytes([i]) * 300, b"x"))
+        Tile(
+            index=i,
+            symbols_crc=2**32 - 1 - i,
+            streams=(b"", bytes([i]) * 300, b"x"),
+            tables=51 * i,
+        )
         for i in range(6)
     )
     return LicFile(
@@ -360,6 +365,7 @@ def test_limits_on_pixels() -> None:
 def test_the_writer_refuses_what_no_reader_accepts() -> None:
     file = simple_file()
     lossless = Header(width=1, height=1, colour=1, coder=Coder.LOSSLESS)
+    picture = Tile(index=0, symbols_crc=0, streams=(b"x",))
     wrong = [
         replace(file, tiles=()),
         replace(file, tiles=(replace(file.tiles[0], index=1),)),
@@ -367,7 +373,12 @@ def test_the_writer_refuses_what_no_reader_accepts() -> None:
         replace(file, header=replace(file.header, tile_width=264, tile_height=264)),
         replace(file, header=replace(file.header, fingerprint=b"short")),
         replace(file, header=lossless, tiles=(Tile(index=0, symbols_crc=0, streams=(b"", b"")),)),
-        replace(file, header=lossless, tiles=(Tile(index=0, symbols_crc=1, streams=(b"x",)),)),
+        replace(file, header=lossless, tiles=(replace(picture, symbols_crc=1),)),
+        replace(file, header=replace(file.header, step=0.1)),
+        replace(file, header=replace(file.header, step=1 + 1 / 8192)),
+        replace(file, header=replace(lossless, step=0.5)),
+        replace(file, tiles=(replace(file.tiles[0], tables=256),)),
+        replace(file, header=lossless, tiles=(replace(picture, tables=1),)),
         replace(file, model=Model(name="new\nline")),
     ]
     for each in wrong:

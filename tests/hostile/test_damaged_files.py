@@ -3,6 +3,7 @@
 import struct
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lic.cli.app import run
+from lic.codec.container import Coder, parse, serialize
 from lic.codec.errors import BitstreamError, LicError
 from lic.codec.image_io import Picture
 from lic.codec.library import select
@@ -81,10 +83,6 @@ def test_forged_checksums_still_end_in_an_error_or_a_picture(file: bytes, codec:
 def test_forged_streams_are_noticed_by_the_symbols_checksum(
     codec: Codec, photo: NDArray[np.uint8]
 ) -> None:
-    from dataclasses import replace
-
-    from lic.codec.container import parse, serialize
-
     data = codec.compress(Picture(pixels=photo)).data
     whole = parse(data)
     stream = whole.tiles[0].streams[0]
@@ -98,10 +96,6 @@ def test_forged_streams_are_noticed_by_the_symbols_checksum(
 
 def test_a_small_file_cannot_claim_a_huge_picture(codec: Codec, photo: NDArray[np.uint8]) -> None:
     """The stream of 96x144 pixels does not suffice for 16384x16384: refused before the network."""
-    from dataclasses import replace
-
-    from lic.codec.container import parse, serialize
-
     whole = parse(codec.compress(Picture(pixels=photo)).data)
     header = replace(whole.header, width=2**14, height=2**14)
     start = time.monotonic()
@@ -116,3 +110,29 @@ def test_the_codec_stays_usable_after_damage(codec: Codec, photo: NDArray[np.uin
     for length in range(0, len(data), 37):
         assert isinstance(attempt(data[:length], codec), LicError)
     np.testing.assert_array_equal(decompress(data, find=lambda *_: codec).picture.pixels, before)
+
+
+def test_every_forged_step_and_set_ends_in_an_error_or_a_picture(file: bytes, codec: Codec) -> None:
+    """Both with right checksums: what the file says is then what the decoder has to believe."""
+    known = parse(file)
+    shown = 0
+    for number in range(0, 2**16, 257):
+        head = bytearray(file[16:48])
+        head[22:24] = struct.pack("<H", number)
+        crc = zlib.crc32(b"HEAD" + head)
+        found = attempt(file[:16] + bytes(head) + struct.pack("<I", crc) + file[52:], codec)
+        allowed = number == 0 or (1024 <= number <= 16384 and number != 4096)
+        if not allowed or (known.header.coder is Coder.LOSSLESS and number):
+            assert isinstance(found, BitstreamError) and "step is" in str(found)
+        else:
+            assert isinstance(found, Decoded)
+            shown += 1
+    for tables in range(256):
+        forged = replace(known, tiles=(replace(known.tiles[0], tables=tables),))
+        if known.header.coder is Coder.LOSSLESS and tables:
+            with pytest.raises(BitstreamError, match="a set of tables"):
+                serialize(forged)
+            continue
+        found = attempt(serialize(forged), codec)
+        assert isinstance(found, Decoded) == (tables == known.tiles[0].tables)
+    assert shown

@@ -34,9 +34,14 @@ def chunk(kind: bytes, payload: bytes = b"", *, length: int | None = None) -> by
 
 
 def head(
-    width: int = 640, height: int = 480, *, tiles: tuple[int, int, int] = (0, 0, 0), coder: int = 1
+    width: int = 640,
+    height: int = 480,
+    *,
+    tiles: tuple[int, int, int] = (0, 0, 0),
+    coder: int = 1,
+    step: int = 0,
 ) -> bytes:
-    fields = (1, 0, 0, width, height, 3, 8, 1, 0, *tiles, coder, 0, bytes(8))
+    fields = (1, 0, 0, width, height, 3, 8, 1, 0, *tiles, coder, step, bytes(8))
     return SIGNATURE + chunk(b"HEAD", struct.pack("<BBHIIBBBBHHBBH8s", *fields))
 
 
@@ -71,6 +76,11 @@ HOSTILE: dict[str, tuple[bytes, type[LicError]]] = {
         head(512, 512, tiles=(16, 16, 0)) + tile(0, b"x") * 4,
         BitstreamError,
     ),
+    "a step that makes latents infinite": (head(step=0xFFFF) + tile(0, b"x"), BitstreamError),
+    "a step next to nothing": (head(step=1) + tile(0, b"x"), BitstreamError),
+    "a second way to write a step of one": (head(step=4096) + tile(0, b"x"), BitstreamError),
+    "a set of tables in place of a tile's number": (head() + tile(2**24 + 1, b"x"), BitstreamError),
+    "tables of an embedded picture": (head(coder=0) + tile(2**24, b"x"), BitstreamError),
     "a profile of four gigabytes": (
         head() + chunk(b"iccp", bytes(20), length=2**32 - 1),
         BitstreamError,

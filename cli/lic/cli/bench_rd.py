@@ -36,6 +36,13 @@ def rd(
     rate: Annotated[
         list[int] | None, typer.Option("-q", "--rate", help="Rate points. Default: all.")
     ] = None,
+    step: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--step",
+            help="Quantisation steps of factorized priors, 0.25 to 4; repeatable. Default: 1.",
+        ),
+    ] = None,
     codec: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,6 +97,7 @@ def rd(
     from lic.codec.benchmark.datasets import open_dataset
     from lic.codec.benchmark.rd import failures, measure
     from lic.codec.benchmark.systems import check_names, lic_systems
+    from lic.codec.container.header import STEP_UNIT
 
     check_target(output, force=force)
     if cache and no_cache:
@@ -97,8 +105,10 @@ def rd(
     out = Output(-1 if quiet else 0, as_json)
     note_precision(out, precision, device)
     models = chosen(model, [None], "--model")
-    if not models and (rate or backend):
-        raise ConfigError("--rate and --backend are for models; leave them out with -m none")
+    if not models and (rate or backend or step):
+        raise ConfigError(
+            "--rate, --step and --backend are for models; leave them out with -m none"
+        )
     codecs = _codecs(codec)
     if not codecs and qualities:
         raise ConfigError("--qualities is for classic codecs; leave it out with --codec none")
@@ -111,6 +121,7 @@ def rd(
             families,
             backend or ("auto",),
             given=named(models),
+            steps=[round(each * STEP_UNIT) / STEP_UNIT for each in step or (1.0,)],
             device=device,
             threads=threads,
             precision=precision,
@@ -136,7 +147,7 @@ def rd(
             source,
             systems,
             command=_command(
-                dataset, models, rate, codecs, qualities, backend,
+                dataset, models, rate, codecs, qualities, backend, steps=step or (),
                 device=device, threads=threads, precision=precision, lpips=lpips,
             ),
             jobs=jobs,
@@ -222,6 +233,8 @@ def _command(
         words += [] if name is None else ["-m", name]
     for rate in rates or ():
         words += ["-q", str(rate)]
+    for step in engine["steps"]:
+        words += ["--step", f"{step:g}"]
     for name in codecs or [NONE]:
         words += ["--codec", name]
     words += ["--qualities", qualities] if qualities else []

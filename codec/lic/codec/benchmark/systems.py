@@ -20,6 +20,7 @@ from lic.codec.container import Model
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.image_io import Picture
 from lic.codec.pipeline import Codec, decompress
+from lic.codec.quantisation_step import check_step
 
 Pixels = NDArray[np.uint8]
 
@@ -70,17 +71,21 @@ class System(Protocol):
 
 @dataclass(kw_only=True)
 class LicSystem:
-    """Bundles of a family on one backend; the settings are their rate points.
+    """Bundles of a family on one backend.
+
+    The settings are their rate points, as "3", and where it is not 1 the step: "3@1.5".
 
     Attributes:
         name: what a table calls it.
         bundles: by rate point.
+        steps: quantisation steps that each is measured in, from large to small.
         backend, device, precision: see `lic.codec.pipeline.Codec`.
         threads: of one operator; their number may change sums, so it is never the engine's choice.
     """
 
     name: str
     bundles: tuple[Bundle, ...]
+    steps: tuple[float, ...] = (1.0,)
     backend: str = "auto"
     device: str = "cpu"
     threads: int = 1
@@ -93,8 +98,12 @@ class LicSystem:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Rate points."""
-        return tuple(str(bundle.manifest.rate_point) for bundle in self.bundles)
+        """Rate points, each in its steps."""
+        return tuple(
+            str(bundle.manifest.rate_point) + (f"@{step:g}" if step != 1 else "")
+            for bundle in self.bundles
+            for step in self.steps
+        )
 
     @property
     def details(self) -> dict[str, Any]:
@@ -121,6 +130,7 @@ class LicSystem:
         backend = engine(bundle, self.backend, self.device)
         return {
             "manifest": hashlib.sha256(bundle.manifest.to_bytes()).hexdigest(),
+            "step": self._step(setting),
             "embedded": bundle.embedded,
             "backend": backend,
             "library": _library(backend),
@@ -135,14 +145,17 @@ class LicSystem:
         """Load the first bundle.
 
         Raises:
-            ConfigError: the backend, device or precision is not there.
+            ConfigError: the backend, device or precision is not there, or the model has no such
+                step.
             ModelMismatchError: the bundle was changed.
         """
-        self._codec(self.settings[0])
+        codec = self._codec(self.settings[0])
+        for step in self.steps:
+            check_step(codec.bundle, codec.backend, step)
 
     def code(self, pixels: Pixels, setting: str) -> bytes:
         """Return the .lic file of pixels (H, W, C), coded by the model in any case."""
-        return self._codec(setting).compress(Picture(pixels=pixels)).data
+        return self._codec(setting).compress(Picture(pixels=pixels), step=self._step(setting)).data
 
     def decode(self, data: bytes, channels: int = 3) -> Pixels:
         """Return pixels (H, W, C) of a file that this system wrote."""
@@ -150,26 +163,30 @@ class LicSystem:
         assert pixels.shape[2] == channels, "a file holds as many channels as were coded"
         return pixels
 
+    def _step(self, setting: str) -> float:
+        return self.steps[self.settings.index(setting) % len(self.steps)]
+
     def _bundle(self, setting: str) -> Bundle:
-        return self.bundles[self.settings.index(setting)]
+        return self.bundles[self.settings.index(setting) // len(self.steps)]
 
     def _codec(self, setting: str) -> Codec:
-        """Return the codec of a rate point; one at a time, which bounds the memory."""
-        if setting not in self._open:
+        """Return the codec of a setting; one at a time, which bounds the memory."""
+        point = setting.partition("@")[0]
+        if point not in self._open:
             self._open.clear()
-            self._open[setting] = Codec(
+            self._open[point] = Codec(
                 self._bundle(setting),
                 backend=self.backend,
                 device=self.device,
                 threads=self.threads,
                 precision=self.precision,
             )
-        return self._open[setting]
+        return self._open[point]
 
     def _find(self, fingerprint: bytes, hint: Model | None) -> Codec:
         for bundle in self.bundles:
             if bundle.fingerprint == fingerprint:
-                return self._codec(str(bundle.manifest.rate_point))
+                return self._codec(self.settings[self.bundles.index(bundle) * len(self.steps)])
         raise ModelMismatchError(f"the file was made with {hint}, which is none of {self.name}")
 
 
@@ -178,6 +195,7 @@ def lic_systems(
     backends: Sequence[str] = ("auto",),
     *,
     given: Sequence[str] = (),
+    steps: Sequence[float] = (1.0,),
     device: str = "cpu",
     threads: int = 1,
     precision: str = "float32",
@@ -189,6 +207,7 @@ def lic_systems(
         backends: of `lic.codec.pipeline.Codec`.
         given: what each family was asked for by, which a name says where two have the same; by
             default the path, which of a run's bundle is another one each time.
+        steps: see `LicSystem`.
         device: see `LicSystem`.
         threads: see `LicSystem`.
         precision: see `LicSystem`.
@@ -200,6 +219,7 @@ def lic_systems(
         LicSystem(
             name=bundles[0].manifest.name,
             bundles=tuple(bundles),
+            steps=tuple(sorted(set(steps), reverse=True)),
             backend=backend,
             device=device,
             threads=threads,
