@@ -34,7 +34,7 @@ from lic.export.rate_distortion import symbol_bits
 BPP = (0.15, 0.3, 0.5)
 WITHIN = 0.01
 STEPS = (1.0, 1.25, 1.5, 1.75, 2.0)
-DENSE = (0.5, 0.6, 0.7, 0.8, 0.9, *STEPS)
+DENSE = (0.6, 0.8, *STEPS)
 
 
 def print_row(*cells: object) -> None:

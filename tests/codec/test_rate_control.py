@@ -123,6 +123,14 @@ def test_a_lossless_file_wins_where_it_is_small_enough(control: RateControl) -> 
         assert found.encoded.header.coder == 0
         assert np.array_equal(decompress(found.encoded.data).picture.pixels, flat.pixels)
         assert found.reached in (len(found.encoded.data), float("inf"))
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
+    small = Picture(pixels=noise)
+    with pytest.raises(TargetError, match="bytes at the least"):
+        control.compress(small, Target(kind="size", value=60, strict=True), lossless=None)
+    found = control.compress(small, Target(kind="psnr", value=50, strict=True), lossless=None)
+    assert (found.encoded.header.coder, found.reached) == (0, float("inf"))
+    found = control.compress(small, Target(kind="size", value=500), lossless=None)
+    assert found.encoded.header.coder == 1
 
 
 def test_models_with_a_context_have_their_rate_points(

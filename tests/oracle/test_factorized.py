@@ -128,7 +128,9 @@ def test_both_coders_come_within_half_a_percent_of_the_ideal(scale: float) -> No
     writer = Writer(bottleneck.tables().of_set(0))
     writer.code(symbols, indexes)
     streams = writer.finish()
-    assert np.array_equal(Reader(bottleneck.tables().of_set(0), streams).code(None, indexes), symbols)
+    assert np.array_equal(
+        Reader(bottleneck.tables().of_set(0), streams).code(None, indexes), symbols
+    )
 
     theirs = OracleGDN.from_state_dict(mine.state_dict()).entropy_bottleneck
     theirs.update()

@@ -18,6 +18,7 @@ SYMBOL_LIMIT = 2**15 - 1
 # Larger than any symbol: how networks say that a latent cannot be coded. The conversion of NaN and
 # of infinity to integers would differ from machine to machine, and on some give a harmless zero.
 UNCODABLE = 2**16
+_CHUNK = 2**18
 
 
 class Steps(Protocol):
@@ -90,13 +91,25 @@ def quantise(y: NDArray[np.float32], step: float = 1.0) -> NDArray[np.int16]:
     Raises:
         NumericsError: a latent is not finite or too large to code.
     """
+    values = y.reshape(-1)
+    symbols = np.empty(y.size, np.int16)
+    # In chunks: of a large picture each copy of all latents takes as much as its pixels.
+    for start in range(0, y.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        rounded = _rounded(values[part], step)
+        # NaN is the largest of all for numpy, and compares with nothing.
+        if not np.abs(rounded).max() <= SYMBOL_LIMIT:
+            whole = _rounded(y, step)
+            marked = np.where(np.abs(whole) <= SYMBOL_LIMIT, whole, np.float32(UNCODABLE))
+            return checked_symbols(marked.astype(np.int32), "y")
+        symbols[part] = rounded
+    return symbols.reshape(y.shape)
+
+
+def _rounded(y: NDArray[np.float32], step: float) -> NDArray[np.float32]:
     # Of two equally near integers rint takes the even one.
-    symbols = np.rint(y) if step == 1 else np.rint(y / np.float32(step))
-    # NaN is the largest of all for numpy, and compares with nothing.
-    if np.abs(symbols).max(initial=0) <= SYMBOL_LIMIT:
-        return symbols.astype(np.int16)
-    marked = np.where(np.abs(symbols) <= SYMBOL_LIMIT, symbols, np.float32(UNCODABLE))
-    return checked_symbols(marked.astype(np.int32), "y")
+    whole: NDArray[np.float32] = np.rint(y if step == 1 else y / np.float32(step))
+    return whole
 
 
 def dequantise(symbols: NDArray[np.int16], step: float = 1.0) -> NDArray[np.float32]:

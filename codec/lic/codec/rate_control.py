@@ -201,9 +201,8 @@ def _lossless(picture: Picture, search: "_Search") -> Controlled | None:
         return None
     encoded, target = compress_lossless(picture), search.target
     size, pixels = len(encoded.data), picture.width * picture.height
-    least = min(trial.size for trial in search.trials if not target.strict or search.meets(trial))
     fits = target.of_size and math.log2(size) <= search.wanted
-    if not fits and size >= least:
+    if not fits and (size >= search.least() or (target.of_size and target.strict)):
         return None
     note = "stored losslessly, which is as small as it needs to be"
     reached: float = size
@@ -360,7 +359,7 @@ class _Search:
         metric = psnr if self.target.kind == "psnr" else ms_ssim
         return metric(self._picture.pixels, decoded.picture.pixels)
 
-    def meets(self, trial: _Trial) -> bool:
+    def _meets(self, trial: _Trial) -> bool:
         """Return whether a trial is on the side that `strict` allows."""
         if self.target.of_size:
             return trial.score <= self.wanted
@@ -380,10 +379,17 @@ class _Search:
             trials=len(self.trials),
         )
 
+    def least(self) -> float:
+        """Return the bytes of the best trial's file; infinite where none is allowed."""
+        try:
+            return self._best().size
+        except TargetError:
+            return math.inf
+
     def _best(self) -> _Trial:
         if not self.target.strict:
             return min(self.trials, key=lambda trial: abs(trial.score - self.wanted))
-        allowed = [trial for trial in self.trials if self.meets(trial)]
+        allowed = [trial for trial in self.trials if self._meets(trial)]
         if not allowed:
             pick = min if self.target.of_size else max
             nearest = pick(self.trials, key=_by_score)
