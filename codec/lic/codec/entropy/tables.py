@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,20 @@ class Tables:
 
     def __len__(self) -> int:
         return len(self.cdf_length)
+
+    @cached_property
+    def least_bits(self) -> NDArray[np.float64]:
+        """The ideal length in bits of each table's cheapest symbol, (T,).
+
+        An escape costs at least eight bits beside its slot. For estimates of size only: these are
+        floats, which no coding may depend on.
+        """
+        freq = np.diff(self.quantized_cdf.astype(np.int32), axis=1)
+        slot, escape = np.arange(freq.shape[1]), self.cdf_length[:, None].astype(np.int32) - 2
+        bits = PRECISION - np.log2(np.where(slot <= escape, freq, 1))
+        bits += np.where(slot == escape, 8, 0)
+        least: NDArray[np.float64] = np.where(slot <= escape, bits, np.inf).min(axis=1)
+        return least
 
     def digest(self) -> bytes:
         """Return the SHA-256 (32 bytes) of the tables' content; padding does not count."""
