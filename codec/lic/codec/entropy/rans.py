@@ -23,9 +23,9 @@ KernelName = Literal["c", "python"]
 
 _LANES = 4
 _LOWER = 1 << 16
-# A state loses at least four fifths of a symbol's ideal length (so little where it is near 2**16 and
-# the symbol frequent), and a word brings at most a fiftieth more than its 16 bits: so much of the
-# ideal length must be there, whatever the symbols.
+# A state loses at least four fifths of a symbol's ideal length (that little where it is near 2**16
+# and the symbol frequent), and a word brings at most a fiftieth more than its 16 bits: so much of
+# the ideal length must be there, whatever the symbols.
 _CERTAIN = 0.75
 # Up to here memory and time are small, however little there is to read them from.
 _FREE_SYMBOLS = 1 << 16

@@ -72,6 +72,8 @@ def decode_lossless(data: bytes, *, width: int, height: int, channels: int) -> N
         _check_samples(packed, height * (1 + width * channels))
     try:
         samples = _samples(data, kind)
+    except MemoryError:
+        raise
     # Pillow's decoders let nearly every exception escape on damaged data.
     except Exception as error:
         raise BitstreamError(f"embedded {kind} is damaged: {error}") from error
