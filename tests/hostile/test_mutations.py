@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from lic.codec.latents import walk
 from lic.codec.container import file as container_file
 from lic.codec.container import parse
+from lic.codec.latents import walk
 from tests.hostile import mutations, workers
 from tests.hostile.judging import DIED, ESCAPED, HANG, MEMORY, SAME, WRONG, Allowed, Verdict
 from tests.hostile.kinds import load_kinds, write_kinds
