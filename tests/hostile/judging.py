@@ -22,6 +22,7 @@ from lic.codec.errors import (
     ModelMismatchError,
     NumericsError,
 )
+from lic.codec.image_io.lossless import FREE_PIXELS, MAX_PIXELS_PER_BYTE
 from lic.codec.pipeline import decompress
 from lic.codec.results import Decoded
 from lic.codec.tiling import places
@@ -42,7 +43,6 @@ GRACE: Final = 1.0
 # byte where it embeds a picture, less where a model's symbols take bits.
 BYTES_PER_PIXEL: Final = {False: 40, True: 4096}
 FREE_BYTES: Final = {False: 2**26, True: 2**29}
-FREE_PIXELS, PIXELS_PER_BYTE = 2**20, 2**12
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Judge:
         except LicError:
             return Allowed(GRACE, FREE_BYTES[self._network])
         claimed = header.width * header.height
-        pixels = min(claimed, FREE_PIXELS + PIXELS_PER_BYTE * len(data))
+        pixels = min(claimed, FREE_PIXELS + MAX_PIXELS_PER_BYTE * len(data))
         return Allowed(
             GRACE + SECONDS_PER_PIXEL[self._network] * claimed,
             FREE_BYTES[self._network] + BYTES_PER_PIXEL[self._network] * pixels,
