@@ -148,6 +148,9 @@ class Judge:
         known = self._contents[mutated.seed.name]
         if content == known:
             return SAME, ""
+        if content in self._contents.values():
+            # Spliced so that all of another seed is there: a good file.
+            return ANOTHER, ""
         if not mutated.forged:
             return WRONG, "damage went unnoticed and changed the picture"
         claim_the_same = (content.header, content.crcs) == (known.header, known.crcs)

@@ -91,6 +91,24 @@ def described(fault: Fault) -> str:
     return f"FAULT {fault.number} ({fault.kind}): {fault.outcome}: {fault.detail}\n"
 
 
+class Progress:
+    """Tells on stderr of faults as they are found, and every half minute how far it is."""
+
+    def __init__(self) -> None:
+        self._start = self._told = time.monotonic()
+        self._faults = 0
+
+    def tell(self, tally: Tally) -> None:
+        """Look at the tally so far."""
+        for fault in tally.faults[self._faults :]:
+            sys.stderr.write(described(fault))
+        self._faults = len(tally.faults)
+        if time.monotonic() > self._told + 30:
+            self._told = time.monotonic()
+            rate = tally.total / (self._told - self._start)
+            sys.stderr.write(f"{tally.total:,} files, {rate:.0f} a second\n")
+
+
 def main() -> int:
     """Run, print the table, return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -110,20 +128,13 @@ def main() -> int:
             Path(f"mutation-{options.only}.lic").write_bytes(trials.file(options.only).data)
             sys.stdout.write(f"{trials.file(options.only).seed.name}: {trials.run(options.only)}\n")
             return 0
-        start, told = time.monotonic(), [time.monotonic()]
-
-        def progress(tally: Tally) -> None:
-            if time.monotonic() > told[0] + 30:
-                told[0] = time.monotonic()
-                rate = tally.total / (time.monotonic() - start)
-                sys.stderr.write(f"{tally.total} files, {rate:.0f}/s, {len(tally.faults)} faults\n")
-
+        start = time.monotonic()
         tally = run_trials(
             make,
             range(options.count),
             processes=options.processes,
             deadline=start + 60 * options.minutes,
-            progress=progress,
+            progress=Progress().tell,
         )
     seconds = time.monotonic() - start
     sys.stdout.write(table(tally))

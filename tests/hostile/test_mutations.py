@@ -7,7 +7,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +19,20 @@ from lic.codec.container import file as container_file
 from lic.codec.container import parse
 from lic.codec.latents import walk
 from tests.hostile import mutations, workers
-from tests.hostile.judging import DIED, ESCAPED, HANG, MEMORY, SAME, WRONG, Allowed, Verdict
+from tests.hostile.judging import (
+    ANOTHER,
+    DIED,
+    ESCAPED,
+    HANG,
+    MEMORY,
+    SAME,
+    WRONG,
+    Allowed,
+    Judge,
+    Verdict,
+)
 from tests.hostile.kinds import load_kinds, write_kinds
-from tests.hostile.mutate import MUTATIONS, mutate
+from tests.hostile.mutate import MUTATIONS, Mutated, mutate
 from tests.hostile.mutations import Mutations, table
 from tests.hostile.workers import Tally, run_trials
 
@@ -220,3 +231,12 @@ def test_the_command_says_what_it_found(
     out = capsys.readouterr().out
     assert "FAULT 3 (escapes): wrong symbols: why\n" in out
     assert out.splitlines()[0].split()[-2:] == ["wrong", "symbols"]
+
+
+def test_another_whole_file_of_two_that_were_spliced_is_no_fault(folder: Path) -> None:
+    kinds = load_kinds(folder)
+    seeds, judge = kinds.seeds, Judge(kinds)
+    spliced = Mutated(seeds[0], "two files spliced", False, seeds[-1].data + b"more")
+    assert judge.judge(spliced).outcome == ANOTHER
+    cut = replace(spliced, data=seeds[-1].data[:-1])
+    assert judge.judge(cut).outcome == "BitstreamError"
