@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lic.codec.container import file as container_file
-from lic.codec.container import parse
+from lic.codec.container import list_chunks, parse
 from lic.codec.latents import walk
 from tests.hostile import mutations, workers
 from tests.hostile.judging import (
@@ -233,10 +233,16 @@ def test_the_command_says_what_it_found(
     assert out.splitlines()[0].split()[-2:] == ["wrong", "symbols"]
 
 
-def test_another_whole_file_of_two_that_were_spliced_is_no_fault(folder: Path) -> None:
+def test_whole_chunks_of_two_files_are_no_damage_and_anything_less_is(folder: Path) -> None:
     kinds = load_kinds(folder)
-    seeds, judge = kinds.seeds, Judge(kinds)
-    spliced = Mutated(seeds[0], "two files spliced", False, seeds[-1].data + b"more")
+    judge = Judge(kinds)
+    first, second = (
+        next(seed for seed in kinds.seeds if seed.name == f"bmshj2018-hyperprior-{name}")
+        for name in ("noise", "gray")
+    )
+    front = first.data[: list_chunks(first.data)[-1].offset]
+    tile = second.data[list_chunks(second.data)[-1].offset :]
+    spliced = Mutated(first, "two files spliced", False, front + tile)
+    assert judge.judge(replace(spliced, data=second.data + b"more")).outcome == ANOTHER
     assert judge.judge(spliced).outcome == ANOTHER
-    cut = replace(spliced, data=seeds[-1].data[:-1])
-    assert judge.judge(cut).outcome == "BitstreamError"
+    assert judge.judge(replace(spliced, data=spliced.data[:-1])).outcome == "BitstreamError"
