@@ -5,6 +5,7 @@ checksum mended, may also be another valid file; then its symbols must be those 
 states, by a computation of its own, and its streams exactly what a writer writes for them.
 """
 
+import io
 import time
 import zlib
 from dataclasses import dataclass
@@ -13,7 +14,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lic.codec.container import Coder, Header, LicFile, list_chunks, parse, parse_header
+from lic.codec.container import (
+    Coder,
+    Header,
+    LicFile,
+    list_chunks,
+    parse,
+    parse_header,
+    read_metadata,
+)
 from lic.codec.entropy import Writer
 from lic.codec.errors import (
     BitstreamError,
@@ -170,8 +179,11 @@ class Judge:
             LicError: refused.
             UnsoundError: decoded, and should not have been.
         """
+        metadata = _metadata(data)
         decoded = decompress(data, find=self._kinds.find)
         file = parse(data)
+        if metadata != (file.model, file.icc, file.exif, file.xmp, file.alpha is not None):
+            raise UnsoundError("metadata read alone are others than those of the whole file")
         pixels, alpha = _digests(decoded)
         if file.header.coder is Coder.LOSSLESS:
             return Content(file.header, (), (), pixels, alpha)
@@ -201,6 +213,16 @@ class Judge:
                 raise UnsoundError(f"tile {tile.index}: streams that no writer writes")
             found.append(symbols)
         return tuple(found)
+
+
+def _metadata(data: bytes) -> tuple[object, ...] | None:
+    """Return what there is before the tiles, read without them; None where that is refused."""
+    try:
+        parse_header(data)
+        found = read_metadata(io.BytesIO(data))
+    except (BitstreamError, LimitError):
+        return None
+    return found.model, found.icc, found.exif, found.xmp, found.has_alpha
 
 
 def _chunks(data: bytes) -> set[bytes]:

@@ -229,7 +229,7 @@ def test_too_little_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None
     def none_left(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("lic.codec.image_io.lossless.open_image", none_left)
+    monkeypatch.setattr("lic.codec.image_io.lossless.open_unlimited", none_left)
     with pytest.raises(MemoryError):
         decode_lossless(picture, width=4, height=4, channels=3)
     monkeypatch.setattr("lic.codec.image_io.reader.open_image", none_left)

@@ -134,7 +134,7 @@ def test_another_exception_than_those_documented_is_a_fault(
     def undefended(*_: Any) -> None:
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr("lic.codec.container.file._check_place", undefended)
+    monkeypatch.setattr("lic.codec.container.file.check_place", undefended)
     tally = tally_of(trials, range(20))
     assert {fault.outcome for fault in tally.faults} == {ESCAPED}
     assert tally.faults[0].detail.startswith("IndexError")
