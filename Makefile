@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda rate-control report-check round-trips soak clean
+.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda rate-control report-check round-trips soak mutations fuzz fuzz-c sanitize clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -107,8 +107,27 @@ round-trips: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(BIN)/python tests/codec/entropy/soak.py
 
+# A million damaged and forged files of every kind, half an hour; ARGUMENTS=--network decodes to
+# pixels by real networks, which is a hundred times slower: take COUNT=20000.
+COUNT ?= 1000000
+mutations: $(VENV)/.dev
+	$(BIN)/python -m tests.hostile.mutations $(COUNT) $(ARGUMENTS)
+
+# Container and entropy decoder under Atheris, and the kernel under libFuzzer (apt-get install clang;
+# gcc does, too) and sanitizers.
+SECONDS ?= 300
+fuzz:
+	PYTHON=$(PYTHON) tests/hostile/fuzz.sh $(SECONDS)
+
+fuzz-c:
+	PYTHON=$(PYTHON) tests/hostile/fuzz_rans.sh $(SECONDS)
+
+# The entropy coder's tests with a kernel that gcc's sanitizers watch.
+sanitize: $(VENV)/.dev
+	PYTHON=$(BIN)/python tests/hostile/sanitize.sh
+
 clean:
-	rm -rf $(VENV) .oracle .npu demo build dist runs
+	rm -rf $(VENV) .oracle .npu .fuzz demo build dist runs
 
 # A stamp, not bin/python: where the venv module is incomplete that file appears all the same.
 $(VENV)/.made:

@@ -236,6 +236,7 @@ class Codec:
         """
         stages = Stages()
         self.check_sizes(file.header)
+        self._check_streams(file)
         pixels = self._decode(file.header, file.tiles, stages)
         decoded = restore(file, pixels, stages)
         return replace(decoded, notes=(*decoded.notes, *self.backend.notes))
@@ -256,6 +257,19 @@ class Codec:
                     f"{self.bundle.manifest.architecture} is {LARGEST_TILE_PIXELS}"
                 )
 
+    def _check_streams(self, file: LicFile) -> None:
+        """Refuse tiles whose streams are too short for what HEAD claims, before a network runs.
+
+        Raises:
+            BitstreamError: says which tile.
+        """
+        for place, tile in zip(places(file.header), file.tiles, strict=True):
+            height, width = self._padding.padded(place.height), self._padding.padded(place.width)
+            # The first group's tables are those of its channels: nothing is computed for them.
+            _, indexes = self.backend.steps.propose(0, self.backend.blank(height, width))
+            with naming(place, file.header):
+                Reader(self._tables, tile.streams).expect(indexes)
+
     def _decode(self, header: Header, tiles: tuple[Tile, ...], stages: Stages) -> NDArray[np.uint8]:
         """Return pixels (H, W, C) from the tiles of a picture."""
         pixels = np.empty((0, 0, header.colour), np.uint8)
@@ -264,7 +278,7 @@ class Codec:
             with naming(place, header):
                 with stages.measure(self.coding_stage):
                     state = self.read_symbols(place, tile)
-                # Not before: a header can claim any size, the first tile's symbols cannot.
+                # Not before: a header can claim any size, its tiles' symbols cannot.
                 if place.index == 0:
                     pixels = np.empty((header.height, header.width, header.colour), np.uint8)
                 self._write_pixels(pixels, place, state, header.step, seams, stages)

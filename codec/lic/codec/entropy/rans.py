@@ -23,6 +23,12 @@ KernelName = Literal["c", "python"]
 
 _LANES = 4
 _LOWER = 1 << 16
+# A state loses at least four fifths of a symbol's ideal length (that little where it is near 2**16
+# and the symbol frequent), and a word brings at most a fiftieth more than its 16 bits: so much of
+# the ideal length must be there, whatever the symbols.
+_CERTAIN = 0.75
+# Up to here memory and time are small, however little there is to read them from.
+_FREE_SYMBOLS = 1 << 16
 _INT16 = np.iinfo(np.int16)
 _PROBLEMS = {
     _rans_py.OUT_OF_WORDS: "the entropy stream ends too early",
@@ -184,6 +190,7 @@ class Reader(_Coder):
         self, tables: Tables, streams: tuple[bytes, ...], *, kernel: KernelName | None = None
     ) -> None:
         super().__init__(tables, kernel)
+        self._least_bits = tables.least_bits
         if not 1 <= len(streams) <= 2:
             raise BitstreamError(f"there are {len(streams)} entropy streams, expected 1 or 2")
         if len(streams) == 2 and not (streams[0] and streams[1]):
@@ -210,10 +217,36 @@ class Reader(_Coder):
         flat, run = self._runs(indexes)
         if self._failure:
             raise BitstreamError(self._failure)
+        if flat.size * run > _FREE_SYMBOLS:
+            self._check_room(flat, run)
         group = np.empty(shape, np.int16)
         if group.size:
             self._read(group.reshape(-1), flat, run)
         return group
+
+    def expect(self, indexes: NDArray[np.integer[Any]]) -> None:
+        """Refuse a group that the rest of the streams cannot hold, before there is memory for it.
+
+        `code` does so itself with large groups; this is for whoever wants to know earlier.
+
+        Raises:
+            BitstreamError: Even the cheapest symbols of their tables would take more.
+            ConfigError: An index or its dtype is wrong.
+        """
+        self._check_room(*self._runs(indexes))
+
+    def _check_room(self, indexes: NDArray[np.uint16], run: int) -> None:
+        # Symbol by symbol this would cost as much as a third of the decoding.
+        least = self._least_bits
+        bits = least[indexes].sum() * run if run > 1 else least.min() * indexes.size
+        word, escape = (int(value) for value in self._state[_LANES + 1 :])
+        left = len(self._words) - word + len(self._escapes) - escape
+        # Four lanes hold 16 bits each beyond what they end with.
+        if _CERTAIN * bits > 8 * left + 16 * _LANES:
+            self._fail(
+                f"{left} bytes of the entropy stream are left for {indexes.size * run} symbols, "
+                f"which take at least {int(_CERTAIN * bits / 8)}"
+            )
 
     def _read(self, group: NDArray[np.int16], indexes: NDArray[np.uint16], run: int) -> None:
         if self._empty:

@@ -133,6 +133,20 @@ class Tables:
             for rows in every
         )
 
+    @cached_property
+    def least_bits(self) -> NDArray[np.float64]:
+        """The ideal length in bits of each table's cheapest symbol, (T,).
+
+        An escape costs at least eight bits beside its slot. For estimates of size only: these are
+        floats, which no coding may depend on.
+        """
+        freq = np.diff(self.quantized_cdf.astype(np.int32), axis=1)
+        slot, escape = np.arange(freq.shape[1]), self.cdf_length[:, None].astype(np.int32) - 2
+        bits = PRECISION - np.log2(np.where(slot <= escape, freq, 1))
+        bits += np.where(slot == escape, 8, 0)
+        least: NDArray[np.float64] = np.where(slot <= escape, bits, np.inf).min(axis=1)
+        return least
+
     def digest(self) -> bytes:
         """Return the SHA-256 (32 bytes) of the tables' content; padding does not count."""
         used = np.arange(self.quantized_cdf.shape[1])[None, :] < self.cdf_length[:, None]

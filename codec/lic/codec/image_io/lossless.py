@@ -25,6 +25,12 @@ _WEBP_MAX_SIDE: Final = 16383
 _VP8L_SIGNATURE: Final = 0x2F
 _INFLATE_STEP: Final = 2**16
 
+# A WebP of one colour has some 40 bytes at any size, and its decoder takes 18 bytes of memory for
+# every pixel. DEFLATE ends at 1032 to one, so that no PNG comes near this.
+MAX_PIXELS_PER_BYTE: Final = 2**12
+FREE_PIXELS: Final = 2**20
+"""Embedded pictures have at most FREE_PIXELS + MAX_PIXELS_PER_BYTE * bytes of them."""
+
 
 def encode_lossless(pixels: NDArray[np.uint8]) -> bytes:
     """Return the smaller of a PNG and a lossless WebP of pixels (H, W, C)."""
@@ -33,7 +39,9 @@ def encode_lossless(pixels: NDArray[np.uint8]) -> bytes:
     if max(image.size) <= _WEBP_MAX_SIDE:
         output = io.BytesIO()
         image.save(output, format="WEBP", lossless=True, quality=90, method=4)
-        candidates.append(output.getvalue())
+        webp = output.getvalue()
+        if pixels.shape[0] * pixels.shape[1] <= _most_pixels(webp):
+            candidates.append(webp)
     return min(candidates, key=len)
 
 
@@ -55,15 +63,33 @@ def decode_lossless(data: bytes, *, width: int, height: int, channels: int) -> N
         raise BitstreamError(
             f"embedded picture: {found[0]} x {found[1]} pixels, expected {width} x {height}"
         )
+    if width * height > _most_pixels(data):
+        raise BitstreamError(
+            f"embedded picture: {len(data)} bytes for {width} x {height} pixels; expected at most "
+            f"{_most_pixels(data)} pixels of so few"
+        )
     if packed is not None:
         _check_samples(packed, height * (1 + width * channels))
     try:
-        image = open_unlimited(io.BytesIO(data), [kind])
-        samples = np.asarray(image.convert("RGB") if kind == "WEBP" else image)
+        samples = _samples(data, kind)
+    except MemoryError:
+        raise
     # Pillow's decoders let nearly every exception escape on damaged data.
     except Exception as error:
         raise BitstreamError(f"embedded {kind} is damaged: {error}") from error
     return np.array(samples.reshape(height, width, -1)[..., :channels])
+
+
+def _samples(data: bytes, kind: str) -> NDArray[np.uint8]:
+    """Return a picture's samples; what Pillow made them from is free again."""
+    image = open_unlimited(io.BytesIO(data), [kind])
+    if kind == "WEBP" and image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def _most_pixels(data: bytes) -> int:
+    return FREE_PIXELS + MAX_PIXELS_PER_BYTE * len(data)
 
 
 def encode_alpha(alpha: NDArray[np.uint8]) -> bytes:

@@ -70,6 +70,8 @@ def read_picture(
         raise ImageError(f"{name}: not a picture that lic reads ({', '.join(READABLE)})") from error
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror or error}") from error
+    except MemoryError:
+        raise
     # Pillow's decoders let nearly every exception escape on damaged files.
     except Exception as error:
         raise ImageError(f"{name}: damaged picture ({type(error).__name__}: {error})") from error
