@@ -196,7 +196,7 @@ class Judge:
         codec = self._kinds.find(file.header.fingerprint)
         found = []
         for place, tile in zip(places(file.header), file.tiles, strict=True):
-            writer = Writer(codec.bundle.tables)
+            writer = Writer(codec.bundle.tables.of_set(tile.tables))
             recorders: list[Recorder] = []
 
             def watch(

@@ -268,7 +268,7 @@ class Codec:
             # The first group's tables are those of its channels: nothing is computed for them.
             _, indexes = self.backend.steps.propose(0, self.backend.blank(height, width))
             with naming(place, file.header):
-                Reader(self._tables, tile.streams).expect(indexes)
+                Reader(self._tables.of_set(tile.tables), tile.streams).expect(indexes)
 
     def _decode(self, header: Header, tiles: tuple[Tile, ...], stages: Stages) -> NDArray[np.uint8]:
         """Return pixels (H, W, C) from the tiles of a picture."""
