@@ -93,7 +93,7 @@ def test_size_of_a_file_without_metadata() -> None:
 
 
 def test_numbers_on_the_wire_are_frozen() -> None:
-    assert {coder.name: coder.value for coder in Coder} == {"LOSSLESS": 0, "RANS": 1}
+    assert {coder.name: coder.value for coder in Coder} == {"LOSSLESS": 0, "RANS": 1, "CONTEXTS": 2}
     assert serialize(full_file())[:HEADER_BYTES].hex() == (
         "894c49430d0a1a0a" + "20000000" + "48454144"
         "01030000" + "e8030000" + "bc020000" + "01100604" + "2000" + "1000" + "08" + "01" + "0000"

@@ -9,6 +9,7 @@ import typer
 from lic.cli import options
 from lic.cli.console import Output
 from lic.cli.extras import require
+from lic.cli.models_fit import fit
 from lic.cli.weights import (
     ARCH_CHOICES,
     TORCH_ONLY,
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 SEPARATORS = frozenset("/\\:")
 NAME_LENGTH = 100
 
-app = typer.Typer(no_args_is_help=True, help="List, show and import models.")
+app = typer.Typer(no_args_is_help=True, help="List, show, import and fit models.")
+app.command()(fit)
 
 
 @app.command("list")

@@ -5,6 +5,7 @@
     encoder.onnx          x -> symbols
     decoder.onnx          symbols -> x_hat
     tables.npz            integer entropy tables
+    contexts.npz          what chooses among tables of its own (factorized priors; optional)
 
 Nothing here needs torch or ONNX Runtime, and nothing is ever unpickled.
 """
@@ -23,18 +24,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from lic.codec.architectures import ARCHITECTURES
-from lic.codec.entropy import Tables
+from lic.codec.container import Coder
+from lic.codec.entropy import Contexts, Tables
 from lic.codec.errors import ConfigError, ModelMismatchError, OutputError
 from lic.codec.manifest import Manifest
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 TABLES = "tables.npz"
+CONTEXTS = "contexts.npz"
 ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
 EMBEDDED = Path(__file__).parent / "bundles"
@@ -71,8 +75,16 @@ class Bundle:
 
     @property
     def fingerprint(self) -> bytes:
-        """The 8 bytes that .lic files carry."""
+        """The 8 bytes that .lic files of the plain coder carry."""
         return bytes.fromhex(self.manifest.fingerprint)
+
+    @property
+    def fingerprints(self) -> dict[Coder, bytes]:
+        """What .lic files carry that this can decode, by their coder."""
+        found = {Coder.RANS: self.fingerprint}
+        if self.manifest.contexts:
+            found[Coder.CONTEXTS] = bytes.fromhex(self.manifest.contexts)
+        return found
 
     @property
     def embedded(self) -> bool:
@@ -111,11 +123,19 @@ class Bundle:
     @cached_property
     def tables(self) -> Tables:
         """The integer entropy tables."""
+        return self._arrays(TABLES, Tables.from_arrays)
+
+    @cached_property
+    def contexts(self) -> Contexts | None:
+        """What chooses among tables of its own, None where the bundle has no such thing."""
+        return self._arrays(CONTEXTS, Contexts.from_arrays) if self.manifest.contexts else None
+
+    def _arrays(self, name: str, make: Callable[[dict[str, Any]], T]) -> T:
         try:
-            with np.load(io.BytesIO(self.read(TABLES)), allow_pickle=False) as arrays:
-                return Tables.from_arrays(dict(arrays))
+            with np.load(io.BytesIO(self.read(name)), allow_pickle=False) as arrays:
+                return make(dict(arrays))
         except (ConfigError, *UNREADABLE) as error:
-            raise ModelMismatchError(f"{self.path / TABLES}: unreadable ({error})") from None
+            raise ModelMismatchError(f"{self.path / name}: unreadable ({error})") from None
 
     def check(self) -> None:
         """Read every file, and recompute the fingerprint.
@@ -132,6 +152,12 @@ class Bundle:
             raise ModelMismatchError(
                 f"{self.path}: the content has fingerprint {found}, the manifest says "
                 f"{self.manifest.fingerprint}"
+            )
+        chosen = contexts_fingerprint(found, self.contexts)
+        if chosen != self.manifest.contexts:
+            raise ModelMismatchError(
+                f"{self.path}: the contexts have fingerprint {chosen}, the manifest says "
+                f"{self.manifest.contexts}"
             )
 
 
@@ -202,6 +228,19 @@ def fingerprint(architecture: str, config: dict[str, Any], weights: bytes, table
     return digest.hexdigest()[:16]
 
 
+def contexts_fingerprint(plain: str, contexts: Contexts | None) -> str:
+    """Return the 16 hexadecimal digits of files coded with contexts, "" without any.
+
+    Args:
+        plain: the fingerprint of all else. It stays what it is when contexts come or change, so
+            that older files of the model keep theirs.
+        contexts: of the bundle.
+    """
+    if contexts is None:
+        return ""
+    return hashlib.sha256(bytes.fromhex(plain) + contexts.digest()).hexdigest()[:16]
+
+
 def write_bundle(
     target: Path,
     manifest: Manifest,
@@ -230,6 +269,11 @@ def write_bundle(
     values["fingerprint"] = fingerprint(
         manifest.architecture, manifest.config, files[WEIGHTS], tables
     )
+    contexts = None
+    if CONTEXTS in files:
+        with np.load(io.BytesIO(files[CONTEXTS]), allow_pickle=False) as arrays:
+            contexts = Contexts.from_arrays(dict(arrays))
+    values["contexts"] = contexts_fingerprint(values["fingerprint"], contexts)
     values["files"] = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in sorted(files.items())
@@ -273,16 +317,18 @@ def _write_whole(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def tables_to_npz(tables: Tables) -> bytes:
-    """Return the bytes of tables.npz."""
+def tables_to_npz(tables: Tables | Contexts) -> bytes:
+    """Return the bytes of tables.npz, or of contexts.npz."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **tables.to_arrays())
     return buffer.getvalue()
 
 
 __all__ = [
+    "CONTEXTS",
     "DECODER",
     "ENCODER",
+    "MANIFEST",
     "TABLES",
     "UNREADABLE",
     "WEIGHTS",

@@ -85,7 +85,7 @@ class CodecCache:
         """Return the slot of a model that need not be searched for on disk again."""
         with self._lock:
             for slot in self._slots:
-                if slot.bundle.fingerprint == fingerprint and slot.options == options:
+                if fingerprint in slot.bundle.fingerprints.values() and slot.options == options:
                     return self._used(slot)
         return None
 

@@ -142,7 +142,7 @@ def for_fingerprint(
     else:
         candidates = [b for folder in search_path() for b in _bundles_in(folder)]
     for bundle in candidates:
-        if bundle.fingerprint == fingerprint:
+        if fingerprint in bundle.fingerprints.values():
             return bundle
     if model is not None:
         found = ", ".join(f"{b.manifest.fingerprint} ({b.label})" for b in candidates[:4])

@@ -32,6 +32,7 @@ class Manifest:
         source: where to get the bundle.
         graphs: per graph its file, and per input and output the axes' names.
         fingerprint: 16 hexadecimal digits over all that decides decoding.
+        contexts: 16 more over that and the contexts, "" without any.
         files: size and SHA-256 of every other file.
     """
 
@@ -46,6 +47,7 @@ class Manifest:
     source: str = ""
     graphs: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    contexts: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,6 +114,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "source": str,
     "graphs": dict,
     "fingerprint": str,
+    "contexts": str,
     "files": dict,
 }
 
@@ -123,6 +126,8 @@ def _check_kinds(values: Mapping[str, Any], where: str) -> None:
             raise ModelMismatchError(f"{where}: {name} is {values[name]!r}")
     if not re.fullmatch("[0-9a-f]{16}", values["fingerprint"]):
         raise ModelMismatchError(f"{where}: fingerprint is {values['fingerprint']!r}")
+    if not re.fullmatch("([0-9a-f]{16})?", values["contexts"]):
+        raise ModelMismatchError(f"{where}: contexts is {values['contexts']!r}")
     if not 1 <= values["stride"] <= 4096:
         raise ModelMismatchError(f"{where}: stride is {values['stride']}")
     for name, entry in values["files"].items():

@@ -28,6 +28,7 @@ class Coder(IntEnum):
 
     LOSSLESS = 0
     RANS = 1
+    CONTEXTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Symbols <-> bytes: frozen integer tables and an interleaved rANS coder. No torch, no floats."""
 
+from lic.codec.entropy.context_coder import ContextReader, ContextWriter, context_symbols
+from lic.codec.entropy.contexts import Contexts
 from lic.codec.entropy.meter import Meter
 from lic.codec.entropy.rans import KernelName, Reader, SymbolCoder, Writer, kernel_name
 from lic.codec.entropy.sets import cheapest_set
@@ -7,6 +9,9 @@ from lic.codec.entropy.tables import PRECISION, Tables, build_tables, pmf_to_qua
 
 __all__ = [
     "PRECISION",
+    "ContextReader",
+    "ContextWriter",
+    "Contexts",
     "KernelName",
     "Meter",
     "Reader",
@@ -15,6 +20,7 @@ __all__ = [
     "Writer",
     "build_tables",
     "cheapest_set",
+    "context_symbols",
     "kernel_name",
     "pmf_to_quantized_cdf",
 ]

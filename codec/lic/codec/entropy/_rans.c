@@ -421,21 +421,36 @@ static int encode_call(const Call *call, State *state)
 
 /* ---- Python's side ---- */
 
-static const char *check_call(const Call *call, State *state)
+static const Tables *tables_from(PyObject *capsule)
 {
-    Py_ssize_t count = call->indexes.len / 2;
+    return PyCapsule_IsValid(capsule, CAPSULE) ? PyCapsule_GetPointer(capsule, CAPSULE) : NULL;
+}
+
+static const char *check_streams(const Call *call, State *state)
+{
     if (!call->tables)
         return "the tables must come from prepare";
     if (call->state.len != (Py_ssize_t)sizeof *state)
         return "the state must be seven uint64";
-    if (!is_aligned(&call->symbols, 2) || !is_aligned(&call->indexes, 2))
-        return "symbols and indexes must be aligned arrays of 16-bit integers";
-    if (call->run < 1 || (count && call->run > PY_SSIZE_T_MAX / 4 / count)
-        || call->symbols.len != count * call->run * 2)
-        return "there must be one index for each run of symbols";
+    if (!is_aligned(&call->symbols, 2))
+        return "symbols must be an aligned array of 16-bit integers";
     memcpy(state, call->state.buf, sizeof *state);
     if (state->word > (uint64_t)call->words.len || state->escape > (uint64_t)call->escapes.len)
         return "the state points outside its streams";
+    return NULL;
+}
+
+static const char *check_call(const Call *call, State *state)
+{
+    Py_ssize_t count = call->indexes.len / 2;
+    const char *problem = check_streams(call, state);
+    if (problem)
+        return problem;
+    if (!is_aligned(&call->indexes, 2))
+        return "indexes must be an aligned array of 16-bit integers";
+    if (call->run < 1 || (count && call->run > PY_SSIZE_T_MAX / 4 / count)
+        || call->symbols.len != count * call->run * 2)
+        return "there must be one index for each run of symbols";
     return NULL;
 }
 
@@ -469,8 +484,7 @@ static PyObject *call_kernel(PyObject *args, const char *format,
     if (!PyArg_ParseTuple(args, format, &capsule, &call.state, &call.words, &call.escapes,
                           &call.symbols, &call.indexes, &call.run))
         return NULL;
-    call.tables = PyCapsule_IsValid(capsule, CAPSULE) ? PyCapsule_GetPointer(capsule, CAPSULE)
-                                                      : NULL;
+    call.tables = tables_from(capsule);
     return finish_call(&call, work);
 }
 
@@ -486,12 +500,20 @@ static PyObject *decode(PyObject *self, PyObject *args)
     return call_kernel(args, "Ow*y*y*w*y*n", decode_call);
 }
 
+#include "_contexts.h"
+
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS, "prepare(quantized_cdf, cdf_length, offset) -> tables"},
     {"encode", encode, METH_VARARGS,
      "encode(tables, state, words, escapes, symbols, indexes, run) -> 0"},
     {"decode", decode, METH_VARARGS,
      "decode(tables, state, words, escapes, symbols, indexes, run) -> status"},
+    {"prepare_contexts", prepare_contexts, METH_VARARGS,
+     "prepare_contexts(levels, order, mean, beside, into, from, bias, map, predicted, weights)"},
+    {"find_contexts", find_contexts, METH_VARARGS,
+     "find_contexts(contexts, symbols, residuals, indexes, height, width)"},
+    {"decode_contexts", decode_contexts, METH_VARARGS,
+     "decode_contexts(tables, contexts, state, words, escapes, symbols, height, width) -> status"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -65,6 +65,11 @@ class SymbolCoder(Protocol):
         ...
 
 
+def c_kernel() -> Any:
+    """Return the module of the C kernel, None where it is not built."""
+    return _c
+
+
 def kernel_name(kernel: KernelName | None = None) -> KernelName:
     """Return the kernel that a coder made with this argument uses: "c" where it is built.
 
@@ -134,19 +139,27 @@ class Writer(_Coder):
             ConfigError: A shape, dtype or index is wrong, or the writer has finished.
             NumericsError: A symbol does not fit int16.
         """
-        if self._finished:
-            raise ConfigError("the writer has finished; use one writer for each stream")
+        self.check()
         if symbols is None:
             raise ConfigError("a writer needs symbols; only a reader takes None")
         if symbols.shape != indexes.shape:
             raise ConfigError(f"symbols are {symbols.shape} but their indexes {indexes.shape}")
         flat, run = self._runs(indexes)
-        group = _as_int16(symbols)
+        group = as_int16(symbols)
         if group.size:
             if np.may_share_memory(flat, indexes):
                 flat = flat.copy()
             self._groups.append((group.reshape(-1), flat, run))
         return group.copy()
+
+    def check(self) -> None:
+        """Refuse a writer that has finished.
+
+        Raises:
+            ConfigError: It has.
+        """
+        if self._finished:
+            raise ConfigError("the writer has finished; use one writer for each stream")
 
     def finish(self) -> tuple[bytes, ...]:
         """Return the streams: (rans,), or (rans, escapes) if a symbol was outside its table.
@@ -156,8 +169,7 @@ class Writer(_Coder):
         Raises:
             ConfigError: The writer has finished before.
         """
-        if self._finished:
-            raise ConfigError("the writer has finished; use one writer for each stream")
+        self.check()
         self._finished = True
         total = sum(group.size for group, _, _ in self._groups)
         if not total:
@@ -215,8 +227,7 @@ class Reader(_Coder):
             raise ConfigError("a reader takes None for the symbols; only a writer needs them")
         shape = indexes.shape
         flat, run = self._runs(indexes)
-        if self._failure:
-            raise BitstreamError(self._failure)
+        self.check()
         if flat.size * run > _FREE_SYMBOLS:
             self._check_room(flat, run)
         group = np.empty(shape, np.int16)
@@ -239,24 +250,41 @@ class Reader(_Coder):
         # Symbol by symbol this would cost as much as a third of the decoding.
         least = self._least_bits
         bits = least[indexes].sum() * run if run > 1 else least.min() * indexes.size
+        self._check_bits(float(bits), indexes.size * run)
+
+    def _check_bits(self, bits: float, symbols: int) -> None:
+        """Refuse symbols that take at least so many bits, more than there are."""
         word, escape = (int(value) for value in self._state[_LANES + 1 :])
         left = len(self._words) - word + len(self._escapes) - escape
         # Four lanes hold 16 bits each beyond what they end with.
         if _CERTAIN * bits > 8 * left + 16 * _LANES:
             self._fail(
-                f"{left} bytes of the entropy stream are left for {indexes.size * run} symbols, "
+                f"{left} bytes of the entropy stream are left for {symbols} symbols, "
                 f"which take at least {int(_CERTAIN * bits / 8)}"
             )
 
-    def _read(self, group: NDArray[np.int16], indexes: NDArray[np.uint16], run: int) -> None:
+    def check(self) -> None:
+        """Raise what stopped an earlier group.
+
+        Raises:
+            BitstreamError: The stream is damaged.
+        """
+        if self._failure:
+            raise BitstreamError(self._failure)
+
+    def _read(self, group: NDArray[np.int16], indexes: NDArray[Any], run: int) -> None:
         if self._empty:
             self._fail("the entropy stream is empty but symbols are wanted from it")
         first = int(self._state[_LANES])
-        status = self._kernel.decode(
-            self._tables, self._state, self._words, self._escapes, group, indexes, run
-        )
+        status = self._decode(group, indexes, run)
         if status:
             self._fail(f"{_PROBLEMS[status]}, within symbols {first} to {first + group.size - 1}")
+
+    def _decode(self, group: NDArray[np.int16], indexes: NDArray[Any], run: int) -> int:
+        status: int = self._kernel.decode(
+            self._tables, self._state, self._words, self._escapes, group, indexes, run
+        )
+        return status
 
     def finish(self) -> None:
         """Check that the streams end where the symbols do.
@@ -264,8 +292,7 @@ class Reader(_Coder):
         Raises:
             BitstreamError: They do not: some writer's streams for other symbols, or damaged ones.
         """
-        if self._failure:
-            raise BitstreamError(self._failure)
+        self.check()
         count, word, escape = (int(value) for value in self._state[_LANES:])
         if not count and not self._empty:
             self._fail("the entropy stream is not empty but no symbols were wanted from it")
@@ -297,8 +324,12 @@ def _check_integers(name: str, values: NDArray[Any]) -> None:
         raise ConfigError(f"{name} must be integers, not {values.dtype}")
 
 
-def _as_int16(symbols: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
-    """Return a contiguous copy as int16."""
+def as_int16(symbols: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
+    """Return a contiguous copy as int16.
+
+    Raises:
+        NumericsError: A symbol does not fit.
+    """
     _check_integers("symbols", symbols)
     if symbols.dtype != np.int16 and symbols.size:
         low, high = int(symbols.min()), int(symbols.max())

@@ -68,7 +68,7 @@ class Tables:
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
-            object.__setattr__(self, name, _frozen(name, getattr(self, name), dtype))
+            object.__setattr__(self, name, frozen_integers(name, getattr(self, name), dtype))
         if self.quantized_cdf.ndim != 2 or self.cdf_length.ndim != 1 or self.offset.ndim != 1:
             raise ConfigError("quantized_cdf must be (T, L), cdf_length and offset (T,)")
         count = len(self.quantized_cdf)
@@ -181,7 +181,7 @@ class Tables:
         return cls(**{name: arrays[name] for name in _DTYPES}, sets=int(sets[0]))
 
 
-def _frozen(name: str, values: object, dtype: type[np.integer[Any]]) -> NDArray[Any]:
+def frozen_integers(name: str, values: object, dtype: type[np.integer[Any]]) -> NDArray[Any]:
     """Return a contiguous read-only copy in `dtype`, refusing what would not survive the cast."""
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
