@@ -27,7 +27,7 @@ CODEC_LAYERS = (
     ("latents", "lossless", "nudges", "graph_plan"),
     ("models",),
     ("bundle", "backends", "library"),
-    ("quantisation_step",),
+    ("coding", "quantisation_step"),
     ("pipeline",),
     ("codec_cache",),
     ("arrays", "pillow_plugin", "benchmark", "inspection", "rate_control"),
@@ -45,8 +45,8 @@ TRAINERS_LAYERS = (
         "analysis_plots",
     ),
     (
-        "losses", "optimizers", "data", "prepare", "shard_writer", "precision", "guard", "ema",
-        "stopping",
+        "losses", "optimizers", "context_fit", "context_data", "data", "prepare", "shard_writer",
+        "precision", "guard", "ema", "stopping",
     ),
     ("models", "steps", "balance", "tasks"),
     (

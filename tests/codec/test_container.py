@@ -207,7 +207,7 @@ HEAD_CASES = {
     "large tiles": ({16: 1, 17: 1, 18: 16}, "tile width is 4112"),
     "overlap of one tile": ({20: 1}, "overlap of a single tile is 8"),
     "overlap": ({16: 16, 18: 16, 20: 17}, "overlap is 136, expected 0..128"),
-    "coder": ({21: 2}, "unknown coder 2"),
+    "coder": ({21: 3}, "unknown coder 3"),
     "step of one": ({22: 0, 23: 16}, "step is 4096, expected 0, which is how a step of 1"),
     "small step": ({22: 255, 23: 3}, r"step is 0.249756, expected 0.25..4 in units of 1 / 4096"),
     "least step": ({22: 1}, r"step is 0.000244"),

@@ -156,7 +156,7 @@ def test_a_decoder_with_other_tables_is_noticed(
     """Same fingerprint on the outside, other symbols inside: never a picture."""
     codec = Codec(Bundle.open(tiny_bundle))
     file = _parsed(codec.compress(Picture(pixels=photo)).data)
-    other = Writer(codec._tables.of_set(file.tiles[0].tables))
+    other = Writer(codec.bundle.tables.of_set(file.tiles[0].tables))
     symbols = np.zeros((12, 54), np.int16)
     other.code(symbols, np.broadcast_to(np.arange(12, dtype=np.uint16)[:, None], symbols.shape))
     from dataclasses import replace

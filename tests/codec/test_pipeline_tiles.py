@@ -279,7 +279,7 @@ def test_the_same_tiles_whatever_was_coded_before(
 def test_a_picture_of_forged_tiles_is_checked_tile_by_tile(blocks: Codec) -> None:
     """Every tile's symbols are counted from its own place in the grid."""
     file = parse(blocks.compress(Picture(pixels=np.zeros((300, 300, 1), np.uint8)), tile=288).data)
-    writer = Writer(blocks._tables)
+    writer = Writer(blocks.bundle.tables)
     symbols = np.zeros((12, 18 * 18), np.int16)
     writer.code(symbols, np.broadcast_to(np.arange(12, dtype=np.uint16)[:, None], symbols.shape))
     large = Tile(index=3, symbols_crc=file.tiles[3].symbols_crc, streams=writer.finish())

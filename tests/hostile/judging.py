@@ -196,7 +196,7 @@ class Judge:
         codec = self._kinds.find(file.header.fingerprint)
         found = []
         for place, tile in zip(places(file.header), file.tiles, strict=True):
-            writer = Writer(codec.bundle.tables.of_set(tile.tables))
+            writer = codec.coding.writer(file.header, tile.tables)
             recorders: list[Recorder] = []
 
             def watch(
@@ -205,7 +205,7 @@ class Judge:
                 made.append(Recorder(reader, writer))
                 return made[-1]
 
-            codec.read_symbols(place, tile, watch)
+            codec.read_symbols(file.header, place, tile, watch)
             symbols = b"".join(recorders[0].symbols)
             if zlib.crc32(symbols) != tile.symbols_crc:
                 raise UnsoundError(f"tile {tile.index}: symbols of another CRC than the file's")

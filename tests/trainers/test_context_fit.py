@@ -16,7 +16,7 @@ CHANNELS = 10
 def clouds(rng: np.random.Generator, side: int) -> NDArray[np.float64]:
     """Return logarithms of a scale (side, side) that change slowly."""
     coarse = rng.normal(size=(side // 4 + 2, side // 4 + 2))
-    fine = np.kron(coarse, np.ones((4, 4)))
+    fine: NDArray[np.float64] = np.kron(coarse, np.ones((4, 4))).astype(np.float64)
     for axis in (0, 1):
         fine = (fine + np.roll(fine, 1, axis) + np.roll(fine, 2, axis) + np.roll(fine, 3, axis)) / 4
     log_scale: NDArray[np.float64] = 1.6 * fine[4 : side + 4, 4 : side + 4]

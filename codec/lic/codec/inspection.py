@@ -1,6 +1,6 @@
 """What a file's bits are spent on."""
 
-from lic.codec.container import LicFile
+from lic.codec.container import LicFile, Tile
 from lic.codec.entropy import Meter, SymbolCoder
 from lic.codec.pipeline import Codec, naming
 from lic.codec.tiling import places
@@ -30,12 +30,12 @@ def bits_by_part(codec: Codec, file: LicFile) -> dict[str, float]:
 
     for place, tile in zip(places(file.header), file.tiles, strict=True):
 
-        def watch(reader: SymbolCoder, number: int = tile.tables) -> Meter:
-            meters.append(Meter(reader, codec.bundle.tables.of_set(number)))
+        def watch(reader: SymbolCoder, tile: Tile = tile) -> Meter:
+            meters.append(codec.coding.meter(file.header, tile, reader))
             return meters[-1]
 
         with naming(place, file.header):
-            codec.read_symbols(place, tile, watch)
+            codec.read_symbols(file.header, place, tile, watch)
         for group, bits in zip(groups, meters.pop().bits, strict=True):
             parts[group] += bits
     return parts

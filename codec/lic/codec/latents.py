@@ -65,24 +65,21 @@ class FactorizedSteps:
     groups: tuple[str, ...] = ("y",)
 
     def __init__(self, channels: int) -> None:
-        self._indexes = np.arange(channels, dtype=np.uint16)[:, None]
+        self._indexes = np.arange(channels, dtype=np.uint16)[:, None, None]
 
     def propose(
         self,
         group: int,  # noqa: ARG002
         state: State,
     ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint16]]:
-        """Return symbols (M, h * w), or None, and indexes that broadcast to them."""
+        """Return symbols (M, h, w), or None, and indexes that broadcast to them."""
         if isinstance(state, tuple):
-            channels, height, width = state
-            return None, np.broadcast_to(self._indexes, (channels, height * width))
-        symbols: NDArray[np.int16] = state.reshape(state.shape[0], -1)
-        return symbols, np.broadcast_to(self._indexes, symbols.shape)
+            return None, np.broadcast_to(self._indexes, state)
+        return state, np.broadcast_to(self._indexes, state.shape)
 
     def accept(self, group: int, state: State, symbols: NDArray[np.int16]) -> State:  # noqa: ARG002
         """Return symbols (M, h, w)."""
-        shape = state if isinstance(state, tuple) else state.shape
-        return symbols.reshape(shape)
+        return symbols
 
 
 def quantise(y: NDArray[np.float32], step: float = 1.0) -> NDArray[np.int16]:

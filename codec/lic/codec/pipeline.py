@@ -16,8 +16,9 @@ from lic.codec.backends import Backend, open_backend
 from lic.codec.backends.base import FactorizedBackend
 from lic.codec.backends.device_backend import Decode, DeviceBackend, Encode
 from lic.codec.bundle import Bundle
+from lic.codec.coding import Coding
 from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse
-from lic.codec.entropy import Reader, SymbolCoder, Writer, cheapest_set
+from lic.codec.entropy import SymbolCoder
 from lic.codec.errors import BitstreamError, ConfigError, LimitError, NumericsError
 from lic.codec.image_io import (
     Picture,
@@ -41,6 +42,7 @@ from lic.codec.tiling import (
     plan,
     tile_to_network,
     to_levels,
+    to_network,
 )
 
 
@@ -56,6 +58,7 @@ class Codec:
             torch: meant for CUDA. What selects tables stays in float32.
         encode, decode: functions that run a factorized prior's networks elsewhere, in place of a
             backend; see `DeviceBackend`. One of them is enough for one direction.
+        contexts: whether to code with the bundle's contexts, where it has any.
 
     Raises:
         ConfigError: the backend, device or precision is not there, or the model cannot have its
@@ -73,6 +76,7 @@ class Codec:
         precision: str = "float32",
         encode: Encode | None = None,
         decode: Decode | None = None,
+        contexts: bool = True,
     ) -> None:
         self.bundle = bundle
         if encode or decode:
@@ -81,7 +85,7 @@ class Codec:
             self.backend = open_backend(
                 bundle, backend, device=device, threads=threads, precision=precision
             )
-        self._tables = bundle.tables
+        self.coding = Coding(bundle, contexts=contexts)
         self._padding = bundle.manifest.padding
 
     def compress(
@@ -137,9 +141,9 @@ class Codec:
         return replace(
             lossless_header(picture),
             rate_point=self.bundle.manifest.rate_point,
-            coder=Coder.RANS,
+            coder=self.coding.coder,
             step=step,
-            fingerprint=self.bundle.fingerprint,
+            fingerprint=self.coding.fingerprint,
             **self._plan(picture, tile)._asdict(),
         )
 
@@ -195,7 +199,7 @@ class Codec:
         for place in places(header):
             with naming(place, header):
                 latents = self.analyze_tile(place, pixels, stages)
-                tiles.append(self.code_tile(place, latents, header.step, stages))
+                tiles.append(self.code_tile(header, place, latents, stages))
         return tuple(tiles)
 
     def analyze_tile(self, place: Place, pixels: NDArray[np.uint8], stages: Stages) -> State:
@@ -207,7 +211,18 @@ class Codec:
                 return self.backend.latents(x)
             return self.backend.analyze(x)
 
-    def code_tile(self, place: Place, latents: State, step: float, stages: Stages) -> Tile:
+    def symbols(self, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
+        """Return a factorized prior's symbols (M, h, w) of pixels (H, W, C) in one piece.
+
+        Raises:
+            ConfigError: another model.
+            NumericsError: a latent is not finite or too large to code.
+        """
+        if not isinstance(self.backend, FactorizedBackend):
+            raise ConfigError(f"{self.bundle.label} is no factorized prior")
+        return quantise(self.backend.latents(to_network(pixels, self._padding)))
+
+    def code_tile(self, header: Header, place: Place, latents: State, stages: Stages) -> Tile:
         """Return the tile of what `analyze_tile` gave; a factorized prior's can be coded again.
 
         Raises:
@@ -216,10 +231,11 @@ class Codec:
         state = latents
         if isinstance(self.backend, FactorizedBackend):
             with stages.measure("transform"):
-                state = quantise(latents, step)
+                state = quantise(latents, header.step)
         with stages.measure(self.coding_stage):
-            number = cheapest_set(self._tables, state) if self._tables.sets > 1 else 0
-            writer = Writer(self._tables.of_set(number))
+            factorized = isinstance(self.backend, FactorizedBackend)
+            number = self.coding.tables_for(state) if factorized else 0
+            writer = self.coding.writer(header, number)
             _, crc = walk(self.backend.steps, state, writer)
             with stage("entropy"):
                 streams = writer.finish()
@@ -248,6 +264,7 @@ class Codec:
             BitstreamError: a quantisation step of a model that has none.
             LimitError: a tile is larger than this model's memory should be asked to hold.
         """
+        self.coding.check(header)
         check_header_step(self.bundle, header)
         for place in places(header) if self._tiled else ():
             height, width = self._padding.padded(place.height), self._padding.padded(place.width)
@@ -268,7 +285,7 @@ class Codec:
             # The first group's tables are those of its channels: nothing is computed for them.
             _, indexes = self.backend.steps.propose(0, self.backend.blank(height, width))
             with naming(place, file.header):
-                Reader(self._tables.of_set(tile.tables), tile.streams).expect(indexes)
+                self.coding.reader(file.header, tile).expect(indexes)
 
     def _decode(self, header: Header, tiles: tuple[Tile, ...], stages: Stages) -> NDArray[np.uint8]:
         """Return pixels (H, W, C) from the tiles of a picture."""
@@ -277,7 +294,7 @@ class Codec:
         for place, tile in zip(places(header), tiles, strict=True):
             with naming(place, header):
                 with stages.measure(self.coding_stage):
-                    state = self.read_symbols(place, tile)
+                    state = self.read_symbols(header, place, tile)
                 # Not before: a header can claim any size, its tiles' symbols cannot.
                 if place.index == 0:
                     pixels = np.empty((header.height, header.width, header.colour), np.uint8)
@@ -288,6 +305,7 @@ class Codec:
 
     def read_symbols(
         self,
+        header: Header,
         place: Place,
         tile: Tile,
         watch: Callable[[SymbolCoder], SymbolCoder] = lambda reader: reader,
@@ -295,7 +313,8 @@ class Codec:
         """Return the state with all symbols of a tile known; no picture is made.
 
         Args:
-            place: of the tile, within `check_sizes`.
+            header: of the file, which `check_sizes` has passed.
+            place: of the tile.
             tile: the symbols' streams.
             watch: returns a coder that passes everything through to the one that it is given.
 
@@ -305,7 +324,7 @@ class Codec:
         """
         height, width = self._padding.padded(place.height), self._padding.padded(place.width)
         blank = self.backend.blank(height, width)
-        reader = Reader(self._tables.of_set(tile.tables), tile.streams)
+        reader = self.coding.reader(header, tile)
         counted = _Counted(watch(reader))
         try:
             state, crc = walk(self.backend.steps, blank, counted)
@@ -390,7 +409,8 @@ def open_codec(model: str | None = None, rate_point: int | None = None, **option
     Args:
         model: family name or path; None is lic's default model.
         rate_point: None takes the middle one.
-        **options: of `Codec`: `backend`, `device`, `threads`, `precision`, `encode`, `decode`.
+        **options: of `Codec`: `backend`, `device`, `threads`, `precision`, `encode`, `decode`,
+            `contexts`.
 
     Raises:
         ModelMismatchError: no such bundle.

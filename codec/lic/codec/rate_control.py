@@ -322,7 +322,7 @@ class _Search:
                     latents = known[place.index]
                 else:
                     latents = codec.analyze_tile(place, self._picture.pixels, self._stages)
-                tiles.append(codec.code_tile(place, latents, step, self._stages))
+                tiles.append(codec.code_tile(header, place, latents, self._stages))
             # A state with a context is used up, and takes kilobytes a pixel.
             if not known and self._has_steps(point):
                 fresh.append(latents)

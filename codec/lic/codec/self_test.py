@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lic.codec.benchmark.evaluate import installed_backends
 from lic.codec.bundle import EMBEDDED, Bundle
 from lic.codec.container import LicFile, parse
-from lic.codec.entropy import Writer, kernel_name
+from lic.codec.entropy import kernel_name
 from lic.codec.errors import ModelMismatchError, NumericsError
 from lic.codec.image_io import Picture
 from lic.codec.latents import walk
@@ -165,8 +165,8 @@ def _check_kernel(codec: Codec, file: LicFile) -> None:
     A kernel that was compiled wrongly may well read what it wrote, but nobody else could.
     """
     for place, tile in zip(places(file.header), file.tiles, strict=True):
-        writer = Writer(codec.bundle.tables.of_set(tile.tables), kernel="python")
-        walk(codec.backend.steps, codec.read_symbols(place, tile), writer)
+        writer = codec.coding.writer(file.header, tile.tables, kernel="python")
+        walk(codec.backend.steps, codec.read_symbols(file.header, place, tile), writer)
         if writer.finish() != tile.streams:
             raise NumericsError(
                 "the C kernel of the entropy coder writes other bytes than the Python coder, "

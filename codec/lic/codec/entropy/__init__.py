@@ -1,6 +1,11 @@
 """Symbols <-> bytes: frozen integer tables and an interleaved rANS coder. No torch, no floats."""
 
-from lic.codec.entropy.context_coder import ContextReader, ContextWriter, context_symbols
+from lic.codec.entropy.context_coder import (
+    ContextMeter,
+    ContextReader,
+    ContextWriter,
+    context_symbols,
+)
 from lic.codec.entropy.contexts import Contexts
 from lic.codec.entropy.meter import Meter
 from lic.codec.entropy.rans import KernelName, Reader, SymbolCoder, Writer, kernel_name
@@ -9,6 +14,7 @@ from lic.codec.entropy.tables import PRECISION, Tables, build_tables, pmf_to_qua
 
 __all__ = [
     "PRECISION",
+    "ContextMeter",
     "ContextReader",
     "ContextWriter",
     "Contexts",

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from lic.codec.entropy import _contexts_py
 from lic.codec.entropy.contexts import Contexts
-from lic.codec.entropy.rans import KernelName, Reader, Writer, as_int16, c_kernel, kernel_name
+from lic.codec.entropy.meter import Meter
+from lic.codec.entropy.rans import (
+    KernelName,
+    Reader,
+    SymbolCoder,
+    Writer,
+    as_int16,
+    c_kernel,
+    kernel_name,
+)
 from lic.codec.errors import ConfigError
 
 _prepared: dict[str, WeakKeyDictionary[Contexts, Any]] = {
@@ -162,3 +171,23 @@ class ContextReader(Reader):
             group, height, width,
         )  # fmt: skip
         return status
+
+
+class ContextMeter(Meter):
+    """A coder that passes tiles through to another and keeps what each costs.
+
+    Attributes:
+        bits: of each tile so far, as of `Meter`.
+    """
+
+    def __init__(self, coder: SymbolCoder, contexts: Contexts) -> None:
+        super().__init__(coder, contexts.tables)
+        self._contexts = contexts
+
+    def code(
+        self, symbols: NDArray[np.integer[Any]] | None, indexes: NDArray[np.integer[Any]]
+    ) -> NDArray[np.int16]:
+        """Code one tile with the other coder; same arguments, result and errors."""
+        known = self._coder.code(symbols, indexes)
+        self.bits.append(self._measure(*context_symbols(self._contexts, known)))
+        return known

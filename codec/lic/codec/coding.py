@@ -1,0 +1,107 @@
+"""How a bundle's symbols are coded: which tables, and which coder chooses among them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lic.codec.bundle import Bundle
+from lic.codec.container import Coder, Header, Tile
+from lic.codec.container.header import STEP_UNIT
+from lic.codec.entropy import (
+    ContextMeter,
+    ContextReader,
+    Contexts,
+    ContextWriter,
+    KernelName,
+    Meter,
+    Reader,
+    SymbolCoder,
+    Writer,
+    cheapest_set,
+)
+from lic.codec.errors import BitstreamError, ModelMismatchError
+
+# Steps whose contexts are kept: a search walks through some.
+_MOST_STEPS = 16
+
+
+class Coding:
+    """Writers and readers of a bundle's tiles.
+
+    Args:
+        bundle: the model.
+        contexts: whether files are written with its contexts, where it has any. Files of both
+            kinds are read.
+    """
+
+    def __init__(self, bundle: Bundle, *, contexts: bool = True) -> None:
+        self.coder = Coder.CONTEXTS if contexts and bundle.contexts else Coder.RANS
+        self._bundle = bundle
+        self._tables = bundle.tables
+        self._stepped: dict[int, Contexts] = {}
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What files that are written carry."""
+        return self._bundle.fingerprints[self.coder]
+
+    def check(self, header: Header) -> None:
+        """Refuse a file that was not made with this bundle.
+
+        Raises:
+            BitstreamError: its coder does not go with its fingerprint.
+            ModelMismatchError: it was made with another model, or with other contexts.
+        """
+        known = self._bundle.fingerprints
+        if header.fingerprint not in known.values():
+            found = ", ".join(value.hex() for value in known.values())
+            raise ModelMismatchError(
+                f"the file was made with model {header.fingerprint.hex()}, expected {found} "
+                f"({self._bundle.label}); decode with the model, and the contexts, it was made with"
+            )
+        if known.get(header.coder) != header.fingerprint:
+            raise BitstreamError(
+                f"chunk HEAD at byte 8: coder {header.coder.name.lower()}, but fingerprint "
+                f"{header.fingerprint.hex()} of {self._bundle.label} is that of another coder"
+            )
+
+    def tables_for(self, symbols: NDArray[np.int16]) -> int:
+        """Return the set of tables that codes a factorized prior's symbols (M, h, w) best."""
+        plain = self.coder is Coder.RANS and self._tables.sets > 1
+        return cheapest_set(self._tables, symbols) if plain else 0
+
+    def writer(self, header: Header, tables: int, kernel: KernelName | None = None) -> Writer:
+        """Return the writer of a tile with a set of tables."""
+        if header.coder is Coder.CONTEXTS:
+            return ContextWriter(self._contexts(header), kernel=kernel)
+        return Writer(self._tables.of_set(tables), kernel=kernel)
+
+    def reader(self, header: Header, tile: Tile) -> Reader:
+        """Return the reader of a tile.
+
+        Raises:
+            BitstreamError: no encoder writes such streams, or there is no such set of tables.
+        """
+        if header.coder is Coder.CONTEXTS:
+            if tile.tables:
+                raise BitstreamError(
+                    f"coded with set {tile.tables} of the model's tables, but contexts have one"
+                )
+            return ContextReader(self._contexts(header), tile.streams)
+        return Reader(self._tables.of_set(tile.tables), tile.streams)
+
+    def meter(self, header: Header, tile: Tile, reader: SymbolCoder) -> Meter:
+        """Return a coder that tells what the groups of a tile cost."""
+        if header.coder is Coder.CONTEXTS:
+            return ContextMeter(reader, self._contexts(header))
+        return Meter(reader, self._tables.of_set(tile.tables))
+
+    def _contexts(self, header: Header) -> Contexts:
+        step = round(header.step * STEP_UNIT)
+        found = self._stepped.get(step)
+        if found is None:
+            own = self._bundle.contexts
+            assert own is not None, "a file's fingerprint names contexts that are there"
+            if len(self._stepped) >= _MOST_STEPS:
+                self._stepped.clear()
+            found = self._stepped[step] = own.stepped(step)
+        return found
