@@ -138,12 +138,13 @@ class Codec:
             ConfigError: the model has no such tiles or steps.
         """
         check_step(self.bundle, self.backend, step)
+        coder = self.coding.coder(step)
         return replace(
             lossless_header(picture),
             rate_point=self.bundle.manifest.rate_point,
-            coder=self.coding.coder,
+            coder=coder,
             step=step,
-            fingerprint=self.coding.fingerprint,
+            fingerprint=self.bundle.fingerprints[coder],
             **self._plan(picture, tile)._asdict(),
         )
 
@@ -234,7 +235,7 @@ class Codec:
                 state = quantise(latents, header.step)
         with stages.measure(self.coding_stage):
             factorized = isinstance(self.backend, FactorizedBackend)
-            number = self.coding.tables_for(state) if factorized else 0
+            number = self.coding.tables_for(header, state) if factorized else 0
             writer = self.coding.writer(header, number)
             _, crc = walk(self.backend.steps, state, writer)
             with stage("entropy"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lic.codec.entropy import Contexts, ContextWriter, Tables, Writer
+from lic.codec.entropy import Contexts, ContextWriter, Tables, Writer, cheapest_set
 from lic.codec.errors import ImageError, LicError
 from lic.codec.image_io import read_picture, upright
 from lic.codec.pipeline import Codec
@@ -51,7 +51,7 @@ class Saving:
     """Bytes of streams of some pictures.
 
     Attributes:
-        plain: with one table a channel.
+        plain: with one table a channel, of the set that suits each picture best.
         contexts: with contexts.
     """
 
@@ -70,7 +70,8 @@ def saving(latents: Sequence[NDArray[np.int16]], tables: Tables, contexts: Conte
     for symbols in latents:
         channels = np.arange(len(symbols), dtype=np.uint16)[:, None, None]
         indexes = np.broadcast_to(channels, symbols.shape)
-        writers = Writer(tables), ContextWriter(contexts)
+        own = tables.of_set(cheapest_set(tables, symbols))
+        writers = Writer(own), ContextWriter(contexts)
         sizes = []
         for writer in writers:
             writer.code(symbols, indexes)
