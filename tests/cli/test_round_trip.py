@@ -182,7 +182,7 @@ def test_json_keys_are_stable(lic: Lic, png: Path) -> None:
     compress = json.loads(lic("compress", png, "--json").out)
     assert set(compress) == {
         "input", "output", "width", "height", "input_bytes", "bytes", "bpp", "rate_point",
-        "coder", "fingerprint", "milliseconds",
+        "step", "coder", "fingerprint", "milliseconds",
     }  # fmt: skip
     assert compress["bpp"] == pytest.approx(compress["bytes"] * 8 / (48 * 32), abs=1e-5)
     assert compress["bytes"] == png.with_suffix(".lic").stat().st_size

@@ -16,6 +16,7 @@ from lic.codec.errors import (
     ModelMismatchError,
     NumericsError,
     OutputError,
+    TargetError,
     TrainingError,
     UnreachableError,
 )
@@ -46,6 +47,7 @@ EXITS: dict[type[LicError], Exit] = {
     ModelMismatchError: Exit.MODEL,
     NumericsError: Exit.MODEL,
     LimitError: Exit.LIMIT,
+    TargetError: Exit.LIMIT,
     OutputError: Exit.OUTPUT,
     ConfigError: Exit.USAGE,
     ExportError: Exit.WORK,
