@@ -96,14 +96,14 @@ def test_a_slow_network_shows_in_its_stage_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = speed_worker.LicSubject(task_of())
-    backend = subject._codec.backend
-    real = backend.analyze
+    backend: Any = subject._codec.backend
+    real = backend.latents
 
     def slow(x: Any) -> Any:
         time.sleep(0.05)
         return real(x)
 
-    monkeypatch.setattr(backend, "analyze", slow)
+    monkeypatch.setattr(backend, "latents", slow)
     source = tmp_path / "source.ppm"
     write_picture(Picture(pixels=synthetic(64, 96)), source)
     row = speed_worker.measure(subject, task_of().row(), source, time.perf_counter())
