@@ -18,6 +18,7 @@ from lic.codec.errors import (
     OutputError,
     TrainingError,
     UnreachableError,
+    WorkerError,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ EXITS: dict[type[LicError], Exit] = {
     LimitError: Exit.LIMIT,
     OutputError: Exit.OUTPUT,
     ConfigError: Exit.USAGE,
+    WorkerError: Exit.UNEXPECTED,
     ExportError: Exit.WORK,
     TrainingError: Exit.WORK,
     UnreachableError: Exit.WORK,

@@ -8,6 +8,7 @@ LicError
 ├── LimitError           a size limit was exceeded; nothing was allocated
 ├── OutputError          the result exists already or cannot be written
 ├── ConfigError          an option has a value that cannot work
+├── WorkerError          a process that was at work on a file ended
 ├── ExportError          a graph could not be exported or failed its check
 └── TrainingError        a training run cannot start or go on
 
@@ -46,6 +47,10 @@ class OutputError(LicError):
 
 class ConfigError(LicError):
     """An option has a value that cannot work."""
+
+
+class WorkerError(LicError):
+    """A process that was at work on a file ended."""
 
 
 class ExportError(LicError):
