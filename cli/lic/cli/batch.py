@@ -381,6 +381,9 @@ def run(
     """
     if output.as_json and write and any(job.target is None for job in jobs):
         raise ConfigError("--json and -o - would both write to stdout; use one of them")
+    folders = {job.target.parent for job in jobs if job.target and write and len(jobs) > 1}
+    if swept := parts.sweep(folders, before=time.time()):
+        output.note(f"removed {swept} half-written file(s) of a run that was killed")
     if skip_existing:
         kept = [job for job in jobs if job.target is None or not job.target.exists()]
         if len(kept) < len(jobs):
@@ -389,9 +392,6 @@ def run(
     task = Task(open_work, force=force, skip_existing=skip_existing, write=write)
     if len(jobs) == 1:
         return _run_one(jobs[0], task, output)
-    folders = {job.target.parent for job in jobs if job.target} if write else set()
-    if swept := parts.sweep(folders, before=time.time()):
-        output.note(f"removed {swept} half-written files of a run that was killed")
     if not jobs:
         output.note("nothing to do")
         return Exit.OK

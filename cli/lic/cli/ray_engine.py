@@ -5,14 +5,18 @@ that died may have written its result without having said so: that is seen by th
 not there before, or was another one; then it is told of, and not coded again.
 """
 
+import contextlib
+import io
 import os
 import platform
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lic.cli.batch import Done, Job, Outcome, Task
 from lic.codec.errors import ConfigError, OutputError, WorkerError
@@ -103,19 +107,38 @@ def on_ray(jobs: Sequence[Job], task: Task, workers: int) -> Generator[tuple[Job
     import ray
 
     ours = not ray.is_initialized()
-    if ours:
-        _connect(ray, workers)
-    try:
+    with contextlib.ExitStack() as stack:
+        stdout = stack.enter_context(contextlib.redirect_stdout(_Gate(sys.stdout)))
+        if ours:
+            # What was begun of a cluster has to be ended as well.
+            stack.callback(ray.shutdown)
+            _connect(ray, workers)
         count = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
         hand = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Hand)
         crew = _Crew(ray, lambda: hand.remote(task, Path.cwd()), count, jobs)
-        try:
-            yield from crew.work_off()
-        finally:
-            crew.stop()
-    finally:
-        if ours:
-            ray.shutdown()
+        stack.callback(crew.stop)
+        for found in crew.work_off():
+            stdout.open = True
+            yield found
+            stdout.open = False
+
+
+class _Gate(io.TextIOBase):
+    """A standard output for results alone: Ray would tell there of workers that died."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._owner = stream, threading.get_ident()
+        self.open = False
+
+    def write(self, text: str) -> int:
+        ours = self.open and threading.get_ident() == self._owner
+        return self._stream.write(text) if ours else len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 def _connect(ray: Any, workers: int) -> None:

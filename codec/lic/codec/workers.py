@@ -108,8 +108,8 @@ class _Pool:
         self._started: list[SpawnProcess] = []
         self._workers: list[_Worker] = []
         self._returned: deque[tuple[int, Any]] = deque()
-        # How many processes in a row may die before they are at work; none before one was.
-        self._false_starts_left = 0
+        # How many processes in a row may be killed before they are at work.
+        self._false_starts_left = _FALSE_STARTS
 
     @property
     def busy(self) -> list[_Worker]:
@@ -163,7 +163,8 @@ class _Pool:
             (number, _), *rest = worker.pieces
             self._returned.extend(rest)
             return number, died
-        if not self._false_starts_left:
+        # One that ends by itself always will.
+        if not self._false_starts_left or (died.exit_code or 0) >= 0:
             raise RuntimeError(
                 f"a process could not start ({died.reason}); -j needs a program whose main module "
                 "can be imported"
