@@ -1,11 +1,16 @@
 """make folder-run: photos a second in one run over a folder, against one file after the other.
 
-Many small photos are cut from a few large ones, and compressed by the command, in one process on one
-thread and as it does by itself, in turns, because machines are rarely left alone. CPU time is of
+Many small photos are cut from a few large ones, and compressed by the command: on one thread of one
+process, and as it does by itself, in turns, because machines are rarely left alone. CPU time is of
 all processes; memory is sampled over all of them.
+
+Where others use the cores as well, a system may share them out by session, so that two processes
+get no more than one. "On free cores" tells what is left of that: how many photos the time is enough
+for in which a thread ran or waited for a core, on as many cores as there are.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -20,6 +25,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
+from lic.codec.benchmark.machine import usable_cores
 from tests.trainers.processes import environment, family
 
 LIC = (sys.executable, "-m", "lic.cli", "compress")
@@ -27,13 +33,35 @@ ARMS = {"-j 1": ("-j", "1", "--threads", "1"), "automatic": ()}
 MIB = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One run: how long it took, and what all its processes held at which time."""
 
+    files: int
     seconds: float
     cpu: float
+    runnable: float
     memory: list[tuple[float, int]]
+
+    @property
+    def rate(self) -> float:
+        return self.files / self.seconds
+
+    @property
+    def free_rate(self) -> float:
+        """Files a second if no thread had ever waited for a core, but for those that are too many.
+
+        A run that nothing else than the lack of cores held up would take its CPU time, divided by
+        the number of threads that had something to do.
+        """
+        return min(self.runnable / self.seconds, usable_cores()) * self.files / self.cpu
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rate:.1f} photos/s, {self.cpu / self.files * 1000:.1f} ms of CPU time a photo, "
+            f"{self.runnable / self.seconds:.2f} threads at work or waiting for a core, "
+            f"on free cores {self.free_rate:.1f} photos/s"
+        )
 
 
 def cut(photos: Path, folder: Path, count: int, seed: int = 0) -> None:
@@ -56,26 +84,40 @@ def cut(photos: Path, folder: Path, count: int, seed: int = 0) -> None:
                 return
 
 
-def measure(folder: Path, out: Path, options: tuple[str, ...], every: float) -> Run:
+def measure(folder: Path, out: Path, options: tuple[str, ...], files: int, every: float) -> Run:
     """Run the command once, and look at its memory now and then."""
     shutil.rmtree(out, ignore_errors=True)
     before, start = os.times(), time.monotonic()
     process = subprocess.Popen(
         (*LIC, str(folder), "-o", str(out), *options, "--quiet"), env=environment()
     )
-    memory = []
+    memory, runnable = [], dict[str, float]()
     while process.poll() is None:
-        memory.append((time.monotonic() - start, resident([process.pid, *family(process.pid)])))
+        pids = [process.pid, *family(process.pid)]
+        memory.append((time.monotonic() - start, resident(pids)))
+        runnable.update(runnable_threads(pids))
         time.sleep(every)
     after = os.times()
     if process.returncode:
         raise SystemExit(f"lic ended with exit code {process.returncode}")
     used = after.children_user + after.children_system
     return Run(
-        time.monotonic() - start,
-        used - before.children_user - before.children_system,
-        memory,
+        files=files,
+        seconds=time.monotonic() - start,
+        cpu=used - before.children_user - before.children_system,
+        runnable=sum(runnable.values()),
+        memory=memory,
     )
+
+
+def runnable_threads(pids: list[int]) -> dict[str, float]:
+    """Return for each thread how many seconds it ran or waited for a core."""
+    found = {}
+    for path in [path for pid in pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]:
+        with contextlib.suppress(OSError):
+            ran, waited, _ = path.read_text().split()
+            found[str(path)] = (int(ran) + int(waited)) / 1e9
+    return found
 
 
 def resident(pids: list[int]) -> int:
@@ -112,33 +154,31 @@ def main() -> None:
         crops, few, out = Path(place, "in"), Path(place, "few"), Path(place, "out")
         cut(options.photos, crops, options.count)
         cut(options.photos, few, options.turn, seed=1)
-        rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
         for _ in range(options.turns):
             for arm, arguments in ARMS.items():
-                run = measure(few, out, arguments, every=0.5)
-                rates[arm].append(options.turn / run.seconds)
-                sys.stdout.write(
-                    f"{arm}: {options.turn / run.seconds:.1f} photos/s, "
-                    f"{run.cpu / options.turn * 1000:.1f} ms of CPU time a photo\n"
-                )
-                sys.stdout.flush()
-        ratios = [two / one for one, two in zip(*rates.values(), strict=True)]
-        for arm, found in rates.items():
-            sys.stdout.write(f"{arm}: median {median(found):.1f} photos/s\n")
-        sys.stdout.write(
-            f"ratio of medians {median(rates['automatic']) / median(rates['-j 1']):.2f}, of turns "
-            f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}\n"
-        )
-        run = measure(crops, out, ARMS["automatic"], every=1)
+                runs[arm].append(measure(few, out, arguments, options.turn, every=0.2))
+                say(f"{arm}: {runs[arm][-1]}")
+        for told, rates in {
+            "photos/s": {arm: [run.rate for run in runs[arm]] for arm in ARMS},
+            "on free cores": {arm: [run.free_rate for run in runs[arm]] for arm in ARMS},
+        }.items():
+            one, many = map(median, rates.values())
+            say(f"{told}, medians: -j 1 {one:.1f}, automatic {many:.1f}, ratio {many / one:.2f}")
+        run = measure(crops, out, ARMS["automatic"], options.count, every=1)
         found = sum(1 for _ in out.rglob("*.lic"))
         growth, middle, end = slope(run.memory, options.count)
-        sys.stdout.write(
-            f"one run: {found} of {options.count} files in {run.seconds:.0f} s, "
-            f"{options.count / run.seconds:.1f} photos/s, {run.cpu:.0f} s of CPU time\n"
+        say(f"one run: {found} of {options.count} files in {run.seconds:.0f} s, {run}")
+        say(
             f"memory of all processes: {middle:.0f} MiB half way, {end:.0f} MiB at the end, "
             f"{growth:+.2f} MiB a thousand files, at most "
-            f"{max(size for _, size in run.memory) / MIB:.0f} MiB\n"
+            f"{max(size for _, size in run.memory) / MIB:.0f} MiB"
         )
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
