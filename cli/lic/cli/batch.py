@@ -8,8 +8,10 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +148,17 @@ def _distinct(jobs: list[Job]) -> list[Job]:
     Raises:
         ConfigError: two inputs would still have one result, or one would replace its input.
     """
-    counts: dict[str, int] = {}
-    for job in jobs:
-        counts[_key(job.target)] = counts.get(_key(job.target), 0) + 1
+    _folder_key.cache_clear()
+    keys = [_key(job.target) for job in jobs]
+    counts = Counter(keys)
     renamed = []
-    for job in jobs:
-        if counts[_key(job.target)] > 1 and job.source and job.target:
+    seen: dict[str, Job] = {}
+    for job, key in zip(jobs, keys, strict=True):
+        if counts[key] > 1 and job.source and job.target:
             name = job.source.name + job.target.suffix
             job = replace(job, target=job.target.with_name(name))
+            key = _key(job.target)
         renamed.append(job)
-    seen: dict[str, Job] = {}
-    for job in renamed:
-        key = _key(job.target)
         if key in seen:
             raise ConfigError(
                 f"{seen[key].name} and {job.name} would both become {job.target}; give one another "
@@ -177,9 +178,21 @@ def _key(path: Path | None) -> str:
     if path is None:
         return STREAM
     try:
-        return str(path.resolve()).casefold()
+        whole = path.is_symlink() or not path.name
+    except OSError:
+        whole = True
+    if whole:
+        return _folder_key(str(path))
+    return f"{_folder_key(str(path.parent))}{os.sep}{path.name.casefold()}"
+
+
+@lru_cache(maxsize=1024)
+def _folder_key(path: str) -> str:
+    """Return `_key` of a folder, or of whatever there is; many files have few folders."""
+    try:
+        return str(Path(path).resolve()).casefold().rstrip(os.sep)
     except (OSError, RuntimeError):
-        return str(path.absolute()).casefold()
+        return str(Path(path).absolute()).casefold().rstrip(os.sep)
 
 
 def read_input(job: Job) -> bytes:
