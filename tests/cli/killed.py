@@ -37,6 +37,7 @@ class Scene:
     out: Path
     wanted: dict[Path, bytes]
     seconds: float
+    coding: float
     seen: Counter[str] = field(default_factory=Counter)
 
 
@@ -71,8 +72,12 @@ def set_the_scene(arguments: tuple[str, ...], out: Path, kept: Path) -> Scene:
     assert code == 0, said
     seconds = time.monotonic() - begin
     wanted = {path: path.read_bytes() for path in results(out)}
+    written = [path.stat().st_mtime for path in wanted]
     out.rename(kept)
-    return Scene(command=(*command, "--skip-existing"), out=out, wanted=wanted, seconds=seconds)
+    return Scene(
+        command=(*command, "--skip-existing"), out=out, wanted=wanted, seconds=seconds,
+        coding=max(written) - min(written),
+    )  # fmt: skip
 
 
 def results(out: Path) -> Iterator[Path]:
@@ -84,8 +89,16 @@ def kill_once(scene: Scene, rng: random.Random) -> bool:
 
     Returns whether the run was not at its end before.
     """
+    before = len(whole_results(scene))
     process = start(scene.command)
-    deadline = time.monotonic() + rng.uniform(0, scene.seconds)
+    # Most of a short run is its beginning: two of three are killed when results are written.
+    if rng.randrange(3):
+        while len(whole_results(scene)) == before and process.poll() is None:
+            time.sleep(0.002)
+        left = 1 - before / len(scene.wanted)
+        deadline = time.monotonic() + rng.uniform(0, scene.coding * left)
+    else:
+        deadline = time.monotonic() + rng.uniform(0, scene.seconds)
     while time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.002)
     everyone = family(process.pid)

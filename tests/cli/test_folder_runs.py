@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +17,13 @@ from lic.cli.console import Output
 from lic.cli.folder_engine import AHEAD, Crew, choose_crew
 from lic.codec.errors import ConfigError, ModelMismatchError, WorkerError
 from tests.cli import folder_work, killed
+from tests.trainers.processes import environment, family, wait_for_the_end
 
 Lic = Callable[..., Any]
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc").is_dir(), reason="looks at processes through /proc"
+)
 
 PROCESSES = Crew(engine="processes", workers=2, threads=1)
 THREADS = Crew(engine="threads", workers=2, threads=1)
@@ -188,7 +195,24 @@ def test_who_works_off_files(monkeypatch: pytest.MonkeyPatch) -> None:
         chosen(engine="steam")
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes through /proc")
+@needs_proc
+def test_processes_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    """Whatever they are at: the next run has their files."""
+    code = (
+        "import sys; from pathlib import Path; from tests.cli.folder_work import run_in_processes\n"
+        "run_in_processes(Path(sys.argv[1]), 'zz')"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=environment())
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*z"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes = family(command.pid)
+    command.kill()
+    command.wait()
+    assert len(processes) >= 2 and wait_for_the_end(processes)
+
+
+@needs_proc
 def test_killed_runs_leave_whole_results_and_go_on(tmp_path: Path) -> None:
     """`make killed` does so 200 times."""
     seen = killed.prove(tmp_path, count=3, photos=12, seed=int(time.time()))
