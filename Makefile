@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
 
-.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda rate-control report-check round-trips soak mutations fuzz fuzz-c sanitize clean
+.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda rate-control report-check killed folder-run ray-check round-trips soak mutations fuzz fuzz-c sanitize clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -98,6 +98,20 @@ image-arm64: $(VENV)/.runtime
 
 image-cuda: $(VENV)/.runtime
 	$(BIN)/python -m tests.images.prove --target cuda --arch amd64
+
+# Folder runs that are killed (kill -9) at random moments: minutes, so the tests do so three times.
+COUNT ?= 200
+killed: $(VENV)/.dev
+	$(BIN)/python -m tests.cli.killed --count $(COUNT) $(ARGUMENTS)
+
+# make folder-run PHOTOS=DIR: 10,000 crops in one run, photos a second and memory; minutes.
+folder-run: $(VENV)/.dev
+	$(BIN)/python -m tests.cli.folder_run $(PHOTOS) $(ARGUMENTS)
+
+# Folders on a Ray cluster of two local machines, one of which is lost: about a minute, 250 MB.
+ray-check: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,ray]'
+	LIC_RAY_REQUIRED=1 $(BIN)/python -m pytest tests/cli/test_ray.py
 
 # Every size of HPCM at every awkward size of picture; minutes, so not part of the tests.
 round-trips: $(VENV)/.dev

@@ -21,7 +21,7 @@ ALLOWED = {
 }
 # Lower layers first; a module may import its own layer and those before it.
 CODEC_LAYERS = (
-    ("errors", "stages"),
+    ("errors", "stages", "workers"),
     ("architectures", "container", "image_io", "tiling", "metrics"),
     ("entropy", "results", "manifest"),
     ("latents", "lossless", "nudges", "graph_plan"),

@@ -138,7 +138,7 @@ def test_commands_of_the_benchmark_guide(
     from lic.cli.app import run
     from lic.codec.benchmark import rd, speed
     from lic.codec.benchmark.schema import SpeedRun
-    from lic.codec.benchmark.workers import spread
+    from lic.codec.workers import spread
     from tests.codec.report.made import direction
 
     def measure(tasks: Any, **_: Any) -> Iterator[SpeedRun]:

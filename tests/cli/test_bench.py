@@ -16,9 +16,9 @@ from lic.cli import bench_rd
 from lic.codec.benchmark import rd as rd_module
 from lic.codec.benchmark.classic import installed_formats
 from lic.codec.benchmark.schema import Curve, RdResults
-from lic.codec.benchmark.workers import spread
 from lic.codec.errors import ConfigError, NumericsError
 from lic.codec.pipeline import Codec
+from lic.codec.workers import spread
 
 Lic = Callable[..., Any]
 QUALITIES = ("--qualities", "10,30,50,70")

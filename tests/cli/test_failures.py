@@ -307,6 +307,7 @@ def test_results_of_a_batch_do_not_pile_up_in_memory(tmp_path: Path) -> None:
 
     from lic.cli import batch
     from lic.cli.console import Output
+    from lic.cli.folder_engine import Crew
 
     jobs = [batch.Job(source=None, target=tmp_path / f"{i}.bin") for i in range(60)]
 
@@ -314,7 +315,8 @@ def test_results_of_a_batch_do_not_pile_up_in_memory(tmp_path: Path) -> None:
         return batch.Done(data=bytes(2**20), values={}, text="")
 
     tracemalloc.start()
-    assert batch.run(jobs, work, Output(-1)) == 0
+    crew = Crew(engine="threads", workers=1, threads=1)
+    assert batch.run(jobs, lambda: work, Output(-1), crew.work_off) == 0
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * 2**20

@@ -267,7 +267,8 @@ def test_files_decoded_together_share_one_model(
         return open_backend(*arguments, **options)
 
     monkeypatch.setattr("lic.codec.pipeline.open_backend", counted)
-    assert lic("decompress", tmp_path / "out", "-o", tmp_path / "back", "-j", 6).code == 0
+    threads = ("-j", 6, "--engine", "threads")
+    assert lic("decompress", tmp_path / "out", "-o", tmp_path / "back", *threads).code == 0
     assert len(opened) == 1
 
 

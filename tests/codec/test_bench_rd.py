@@ -29,10 +29,10 @@ from lic.codec.benchmark.datasets import OpenDataset, open_dataset
 from lic.codec.benchmark.rd import NUMBERS, failures, measure
 from lic.codec.benchmark.schema import RdResults, Row
 from lic.codec.benchmark.systems import System, lic_systems
-from lic.codec.benchmark.workers import Died, spread
 from lic.codec.bundle import Bundle
 from lic.codec.errors import ConfigError, OutputError
 from lic.codec.metrics import bpp, ms_ssim, psnr, psnr_y
+from lic.codec.workers import Died, spread
 from tests.codec.bench_systems import Odd, asleep, half
 
 ROOT = Path(__file__).parent.parent.parent

@@ -2,16 +2,20 @@
 
 import contextlib
 import os
-import secrets
+import pickle
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lic.cli import parts
 from lic.cli.console import Exit, Output, exit_code, message
 from lic.codec.errors import ConfigError, ImageError, LicError, OutputError
 
@@ -41,7 +45,21 @@ class Done:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A job whose result was there already."""
+
+
+@dataclass(frozen=True)
+class CannotOpen:
+    """Why no job can be done at all."""
+
+    error: Exception
+
+
 Work = Callable[[Job], Done]
+OpenWork = Callable[[], Work]
+Outcome = Done | Skipped | CannotOpen | Exception
 
 
 def plan(
@@ -130,18 +148,17 @@ def _distinct(jobs: list[Job]) -> list[Job]:
     Raises:
         ConfigError: two inputs would still have one result, or one would replace its input.
     """
-    counts: dict[str, int] = {}
-    for job in jobs:
-        counts[_key(job.target)] = counts.get(_key(job.target), 0) + 1
+    _folder_key.cache_clear()
+    keys = [_key(job.target) for job in jobs]
+    counts = Counter(keys)
     renamed = []
-    for job in jobs:
-        if counts[_key(job.target)] > 1 and job.source and job.target:
+    seen: dict[str, Job] = {}
+    for job, key in zip(jobs, keys, strict=True):
+        if counts[key] > 1 and job.source and job.target:
             name = job.source.name + job.target.suffix
             job = replace(job, target=job.target.with_name(name))
+            key = _key(job.target)
         renamed.append(job)
-    seen: dict[str, Job] = {}
-    for job in renamed:
-        key = _key(job.target)
         if key in seen:
             raise ConfigError(
                 f"{seen[key].name} and {job.name} would both become {job.target}; give one another "
@@ -161,9 +178,21 @@ def _key(path: Path | None) -> str:
     if path is None:
         return STREAM
     try:
-        return str(path.resolve()).casefold()
+        whole = path.is_symlink() or not path.name
+    except OSError:
+        whole = True
+    if whole:
+        return _folder_key(str(path))
+    return f"{_folder_key(str(path.parent))}{os.sep}{path.name.casefold()}"
+
+
+@lru_cache(maxsize=1024)
+def _folder_key(path: str) -> str:
+    """Return `_key` of a folder, or of whatever there is; many files have few folders."""
+    try:
+        return str(Path(path).resolve()).casefold().rstrip(os.sep)
     except (OSError, RuntimeError):
-        return str(path.absolute()).casefold()
+        return str(Path(path).absolute()).casefold().rstrip(os.sep)
 
 
 def read_input(job: Job) -> bytes:
@@ -235,101 +264,200 @@ def write_output(data: bytes, target: Path | None, *, force: bool) -> None:
 def _write_whole(data: bytes, target: Path) -> None:
     """Write under a short temporary name in the same folder, then rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".lic-{secrets.token_hex(8)}.part")
+    part, file = parts.create(target.parent)
     try:
-        with temporary.open("xb") as file:
+        with file:
             file.write(data)
-        temporary.replace(target)
+            parts.publish(part, file, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+class Task:
+    """What is done with each job, in any thread; other processes get a copy that opens its own.
+
+    Args:
+        open_work: makes a model ready and returns what codes with it; other processes can import
+            it.
+        force: replace results that exist.
+        skip_existing: let jobs be whose result has come to be there, from wherever.
+        write: results are wanted.
+    """
+
+    def __init__(
+        self, open_work: OpenWork, *, force: bool, skip_existing: bool, write: bool
+    ) -> None:
+        self._open_work = open_work
+        self._force, self._skip_existing, self._write = force, skip_existing, write
+        self._work: Work | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = {
+            "force": self._force, "skip_existing": self._skip_existing, "write": self._write
+        }  # fmt: skip
+        return _task, (self._open_work, options)
+
+    def open(self) -> Work:
+        """Return what codes, opened once.
+
+        Raises:
+            LicError: it cannot be opened.
+        """
+        with self._lock:
+            if self._work is None:
+                self._work = self._open_work()
+            return self._work
+
+    def settle(self, job: Job) -> Outcome:
+        """Do a job; whatever becomes of it is returned."""
+        try:
+            work = self.open()
+        except Exception as error:
+            return CannotOpen(_told(error))
+        try:
+            return self.complete(job, work)
+        except Exception as error:
+            # Another process, or machine, may have had the same job.
+            if isinstance(error, OutputError) and self._there(job):
+                return Skipped()
+            return _told(error)
+
+    def complete(self, job: Job, work: Work) -> Done | Skipped:
+        """Do a job and put its result where it belongs.
+
+        Raises:
+            LicError: it cannot be done.
+        """
+        if self._there(job):
+            return Skipped()
+        if self._write:
+            check_target(job.target, force=self._force)
+        done = work(job)
+        if self._write:
+            write_output(done.data, job.target, force=self._force)
+        # The bytes are on disk; keeping those of a whole folder would fill the memory.
+        return replace(done, data=b"")
+
+    def _there(self, job: Job) -> bool:
+        return self._skip_existing and job.target is not None and job.target.exists()
+
+
+def _task(open_work: OpenWork, options: dict[str, bool]) -> Task:
+    return Task(open_work, **options)
+
+
+def _told(error: Exception) -> Exception:
+    """Return an error that other processes can be told, without what it holds on to.
+
+    A traceback keeps the picture that it happened over in memory.
+    """
+    told = "".join(traceback.format_exception(error))
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(told)
+    return error
+
+
+Engine = Callable[[Sequence[Job], Task], Generator[tuple[Job, Outcome]]]
 
 
 def run(
     jobs: Sequence[Job],
-    work: Work,
+    open_work: OpenWork,
     output: Output,
+    engine: Engine,
     *,
     force: bool = False,
     skip_existing: bool = False,
-    workers: int = 1,
     write: bool = True,
 ) -> Exit:
     """Run jobs, report each, and return the exit code.
 
     One job that fails ends with its own code; in a batch the others go on, failures are listed at
     the end, and the code is 8. On Ctrl-C jobs under way are dropped and leave nothing behind.
+
+    Args:
+        jobs: what to do.
+        open_work: makes a model ready and returns what codes with it; see `Task`.
+        output: where to report to.
+        engine: settles several jobs; see `folder_engine`.
+        force: replace results that exist.
+        skip_existing: let jobs be whose result exists.
+        write: results are wanted.
+
+    Raises:
+        LicError: nothing can be done at all.
     """
     if output.as_json and write and any(job.target is None for job in jobs):
         raise ConfigError("--json and -o - would both write to stdout; use one of them")
+    folders = {job.target.parent for job in jobs if job.target and write and len(jobs) > 1}
+    if swept := parts.sweep(folders, before=time.time()):
+        output.note(f"removed {swept} half-written file(s) of a run that was killed")
     if skip_existing:
         kept = [job for job in jobs if job.target is None or not job.target.exists()]
         if len(kept) < len(jobs):
             output.note(f"skipped {len(jobs) - len(kept)} whose result exists")
         jobs = kept
-    stop = threading.Event()
-
-    def one(job: Job) -> Done:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        if write:
-            check_target(job.target, force=force)
-        done = work(job)
-        if write and not stop.is_set():
-            write_output(done.data, job.target, force=force)
-        # The bytes are on disk; keeping those of a whole folder would fill the memory.
-        return replace(done, data=b"")
-
+    task = Task(open_work, force=force, skip_existing=skip_existing, write=write)
+    if len(jobs) == 1:
+        return _run_one(jobs[0], task, output)
     if not jobs:
         output.note("nothing to do")
         return Exit.OK
-    if len(jobs) == 1:
-        return _run_one(jobs[0], one, output)
-    return _run_many(jobs, one, output, workers, stop)
-
-
-def _run_one(job: Job, one: Work, output: Output) -> Exit:
-    """Do the only job; its error is reported here, with the file's name, and as JSON if asked."""
     try:
-        _report(one(job), output)
+        return _run_many(jobs, task, output, engine)
+    finally:
+        # Of processes that died, or were ended on Ctrl-C.
+        parts.sweep(folders)
+
+
+def _run_one(job: Job, task: Task, output: Output) -> Exit:
+    """Do the only job; its error is reported here, with the file's name, and as JSON if asked."""
+    work = task.open()
+    try:
+        outcome = task.complete(job, work)
+        if isinstance(outcome, Done):
+            _report(outcome, output)
     except (LicError, MemoryError) as error:
         _report_failure(job, error, output)
         return exit_code(error)
     return Exit.OK
 
 
-def _run_many(
-    jobs: Sequence[Job], one: Work, output: Output, workers: int, stop: threading.Event
-) -> Exit:
-    failures: list[tuple[Job, BaseException]] = []
-    pending: dict[Future[Done], Job] = {}
-    done = 0
-    pool = ThreadPoolExecutor(workers)
+def _run_many(jobs: Sequence[Job], task: Task, output: Output, engine: Engine) -> Exit:
+    done = skipped = 0
+    failed: list[str] = []
+    start = time.perf_counter()
     try:
-        with _progress(len(jobs), output) as advance:
-            for job in jobs:
-                pending[pool.submit(one, job)] = job
-            for future in as_completed(list(pending)):
-                job = pending.pop(future)
-                error = future.exception()
-                if error is None:
-                    done += 1
-                    _report(future.result(), output)
-                else:
-                    failures.append((job, error))
-                    _report_failure(job, error, output)
+        with _progress(len(jobs), output) as advance, contextlib.closing(engine(jobs, task)) as all:
+            for job, outcome in all:
+                match outcome:
+                    case CannotOpen(error=error):
+                        raise error
+                    case Done():
+                        done += 1
+                        _report(outcome, output)
+                    case Skipped():
+                        skipped += 1
+                    case error:
+                        failed.append(job.name)
+                        _report_failure(job, error, output)
                 advance()
     except KeyboardInterrupt:
-        stop.set()
         output.note(f"{done} of {len(jobs)} done; --skip-existing goes on from there")
         raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    output.note(f"{done} of {len(jobs)} done")
-    if failures:
-        named = ", ".join(job.name for job, _ in failures[:20])
-        more = f" and {len(failures) - 20} more" if len(failures) > 20 else ""
-        output.note(f"failed: {named}{more}")
-    return Exit.BATCH if failures else Exit.OK
+    seconds = time.perf_counter() - start
+    others = f", {skipped} skipped whose result has come to exist" if skipped else ""
+    rate = f"{len(jobs) / seconds:.1f} a second"
+    output.note(f"{done} of {len(jobs)} done{others}, in {seconds:.1f} s, {rate}")
+    if failed:
+        more = f" and {len(failed) - 20} more" if len(failed) > 20 else ""
+        output.note(f"{len(failed)} failed: {', '.join(failed[:20])}{more}")
+    return Exit.BATCH if failed else Exit.OK
 
 
 def _report(done: Done, output: Output) -> None:

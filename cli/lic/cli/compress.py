@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,7 +48,8 @@ def compress(
     strict: targets.Strict = False,
     force: options.Force = False,
     skip_existing: options.SkipExisting = False,
-    jobs: options.Jobs = 1,
+    jobs: options.Jobs = 0,
+    engine: options.Engine = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print bpp and PSNR, write nothing.")
     ] = False,
@@ -62,27 +64,52 @@ def compress(
 
     With a target, rate point and quantisation step are chosen for each picture; -q leaves the step.
     """
-    from lic.codec.image_io import (
-        READABLE_SUFFIXES,
-        apply_metadata_policy,
-        check_metadata_policy,
-        read_picture,
-    )
-    from lic.codec.rate_control import Controlled
-    from lic.codec.results import Encoded
+    from lic.cli.folder_engine import choose_crew
+    from lic.codec.image_io import READABLE_SUFFIXES, check_metadata_policy
 
     out = Output(-1 if quiet else verbose, as_json)
     plan = batch.plan(inputs, output, accept=READABLE_SUFFIXES, suffix=SUFFIX)
     keep: Any = metadata if metadata in ("all", "none") else metadata.split(",")
     check_metadata_policy(keep)
-    engine: dict[str, Any] = {
-        "backend": backend, "device": device, "threads": threads, "precision": precision
-    }  # fmt: skip
-    decode = decoder(model, max_pixels=0, **engine)
     target = targets.target_of(target_bpp, target_size, target_psnr, target_ms_ssim, strict)
-    encode = _encoder(model, rate, lossless, tile, target, **engine)
+    crew = choose_crew(engine, jobs, files=len(plan), device=device, threads=threads)
     if not lossless:
         note_precision(out, precision, device)
+    code = batch.run(
+        plan,
+        partial(
+            _open_work, model, rate, lossless, tile, target, keep=keep, dry_run=dry_run,
+            max_pixels=max_pixels, backend=backend, device=device, threads=crew.threads,
+            precision=precision,
+        ),
+        out,
+        crew.work_off,
+        force=force,
+        skip_existing=skip_existing,
+        write=not dry_run,
+    )  # fmt: skip
+    raise typer.Exit(int(code))
+
+
+def _open_work(
+    model: str | None,
+    rate: int | None,
+    lossless: bool,
+    tile: int | None,
+    target: "Target | None",
+    *,
+    keep: Any,
+    dry_run: bool,
+    max_pixels: int,
+    **engine: Any,
+) -> batch.Work:
+    """Return what compresses a file, with its model loaded."""
+    from lic.codec.image_io import apply_metadata_policy, read_picture
+    from lic.codec.rate_control import Controlled
+    from lic.codec.results import Encoded
+
+    decode = decoder(model, max_pixels=0, **engine)
+    encode = _encoder(model, rate, lossless, tile, target, **engine)
 
     def work(job: batch.Job) -> batch.Done:
         start = time.perf_counter()
@@ -101,16 +128,7 @@ def compress(
             text += targets.text_of(found)
         return batch.Done(data=encoded.data, values=values, text=text, notes=encoded.notes)
 
-    code = batch.run(
-        plan,
-        work,
-        out,
-        force=force,
-        skip_existing=skip_existing,
-        workers=jobs,
-        write=not dry_run,
-    )
-    raise typer.Exit(int(code))
+    return work
 
 
 def _encoder(

@@ -19,6 +19,7 @@ from lic.codec.errors import (
     TargetError,
     TrainingError,
     UnreachableError,
+    WorkerError,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ EXITS: dict[type[LicError], Exit] = {
     TargetError: Exit.LIMIT,
     OutputError: Exit.OUTPUT,
     ConfigError: Exit.USAGE,
+    WorkerError: Exit.UNEXPECTED,
     ExportError: Exit.WORK,
     TrainingError: Exit.WORK,
     UnreachableError: Exit.WORK,

@@ -32,14 +32,16 @@ def decompress(
     precision: options.Precision = "float32",
     force: options.Force = False,
     skip_existing: options.SkipExisting = False,
-    jobs: options.Jobs = 1,
+    jobs: options.Jobs = 0,
+    engine: options.Engine = "auto",
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     as_json: options.AsJson = False,
     verbose: options.Verbose = 0,
     quiet: options.Quiet = False,
 ) -> None:
     """Decompress .lic files to pictures; the file says which model it needs."""
-    from lic.codec.image_io import WRITABLE, encode_picture, upright
+    from lic.cli.folder_engine import choose_crew
+    from lic.codec.image_io import WRITABLE
 
     out = Output(-1 if quiet else verbose, as_json)
     suffix = "." + (format or "png").lower().removeprefix(".")
@@ -47,14 +49,28 @@ def decompress(
         raise ConfigError(f"--format is {format!r}; expected one of {', '.join(sorted(WRITABLE))}")
     plan = batch.plan(inputs, output, accept=frozenset({".lic"}), suffix=suffix)
     note_precision(out, precision, device)
-    decode = decoder(
-        model,
-        max_pixels=max_pixels,
-        backend=backend,
-        device=device,
-        threads=threads,
-        precision=precision,
-    )
+    crew = choose_crew(engine, jobs, files=len(plan), device=device, threads=threads)
+    open_work = partial(
+        _open_work, model, format, suffix, keep_orientation, max_pixels=max_pixels,
+        backend=backend, device=device, threads=crew.threads, precision=precision,
+    )  # fmt: skip
+    code = batch.run(plan, open_work, out, crew.work_off, force=force, skip_existing=skip_existing)
+    raise typer.Exit(int(code))
+
+
+def _open_work(
+    model: str | None,
+    format: str | None,
+    suffix: str,
+    keep_orientation: bool,
+    *,
+    max_pixels: int,
+    **engine: Any,
+) -> batch.Work:
+    """Return what decompresses a file; it opens each model once."""
+    from lic.codec.image_io import encode_picture, upright
+
+    decode = decoder(model, max_pixels=max_pixels, **engine)
 
     def work(job: batch.Job) -> batch.Done:
         decoded = decode(batch.read_input(job))
@@ -68,8 +84,7 @@ def decompress(
         )
         return batch.Done(data=data, values=values, text=text, notes=(*decoded.notes, *notes))
 
-    code = batch.run(plan, work, out, force=force, skip_existing=skip_existing, workers=jobs)
-    raise typer.Exit(int(code))
+    return work
 
 
 def decoder(model: str | None, *, max_pixels: int, **engine: Any) -> Callable[[bytes], "Decoded"]:

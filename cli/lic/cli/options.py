@@ -33,7 +33,21 @@ Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite existing r
 SkipExisting = Annotated[
     bool, typer.Option("--skip-existing", help="Leave out inputs whose result exists.")
 ]
-Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="Files at a time.")]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "-j", "--jobs", min=0,
+        help="Files at a time; 0 = automatic: a process for each core, fewer where files or memory "
+        "are few.",
+    ),
+]  # fmt: skip
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Of several files: processes, threads (one device for all), ray (a cluster), or auto: "
+        "processes on CPUs with -j above 1."
+    ),
+]
 MaxPixels = Annotated[
     int, typer.Option(min=0, help="Refuse larger pictures; 0 = no limit of lic's own.")
 ]

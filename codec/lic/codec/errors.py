@@ -9,6 +9,7 @@ LicError
 │   └── TargetError      no file is as small, or as good, as was strictly asked for
 ├── OutputError          the result exists already or cannot be written
 ├── ConfigError          an option has a value that cannot work
+├── WorkerError          a process that was at work on a file ended
 ├── ExportError          a graph could not be exported or failed its check
 └── TrainingError        a training run cannot start or go on
 
@@ -51,6 +52,10 @@ class OutputError(LicError):
 
 class ConfigError(LicError):
     """An option has a value that cannot work."""
+
+
+class WorkerError(LicError):
+    """A process that was at work on a file ended."""
 
 
 class ExportError(LicError):

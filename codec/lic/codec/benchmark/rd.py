@@ -25,9 +25,9 @@ from lic.codec.benchmark.machine import machine
 from lic.codec.benchmark.perceptual import lpips, lpips_version
 from lic.codec.benchmark.schema import Curve, Dataset, DatasetPicture, Point, RdResults, Row
 from lic.codec.benchmark.systems import System, check_names
-from lic.codec.benchmark.workers import Died, spread
 from lic.codec.errors import ImageError, LicError
 from lic.codec.metrics import MS_SSIM_LEAST_SIDE, bpp, ms_ssim, psnr, psnr_y
+from lic.codec.workers import Died, spread
 
 Pixels = NDArray[np.uint8]
 NUMBERS = ("bytes", "bpp", "psnr", "psnr_y", "ms_ssim", "lpips")

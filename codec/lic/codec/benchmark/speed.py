@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from lic.codec.benchmark.datasets import read_plain
 from lic.codec.benchmark.schema import SpeedResults, SpeedRun
 from lic.codec.benchmark.speed_task import SYNTHETIC, Task, check_measurable
-from lic.codec.benchmark.workers import ended
 from lic.codec.errors import ImageError, LicError
 from lic.codec.image_io import Picture, write_picture
+from lic.codec.workers import ended
 
 WORKER = "lic.codec.benchmark.speed_worker"
 Pixels = NDArray[np.uint8]
