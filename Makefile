@@ -6,7 +6,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?= -n 2 --dist loadscope
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c
+SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c codec/lic/codec/entropy/_contexts.h
 
 .PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda rate-control report-check killed folder-run ray-check round-trips soak mutations fuzz fuzz-c sanitize clean
 

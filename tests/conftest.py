@@ -1,5 +1,6 @@
 """Fixtures that several components' tests share: a small picture and two small bundles."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 # Wall time belongs to whoever else is running.
 hypothesis.settings.register_profile("lic", deadline=None)
 hypothesis.settings.load_profile("lic")
+
+# Shells have jobs in the background ignore it, and what tests interrupt would never hear of it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "kodim23.png"
 Activation = Literal["relu", "gdn", "igdn1"]

@@ -180,9 +180,8 @@ def test_a_failing_layer_names_the_rewrite() -> None:
 def test_both_graphs_of_a_bundle_have_a_network_and_ends(tiny_bundle: Path) -> None:
     encoder, decoder = of_bundle(Bundle.open(tiny_bundle))
     for graph, network, ends in (
-        (encoder, ["Conv", "Relu"] * 3 + ["Conv"],
-         ["Sub", "Round", "Abs", "LessOrEqual", "Where", "Cast"]),
-        (decoder, ["ConvTranspose", "Relu"] * 3 + ["ConvTranspose"], ["Cast", "Add", "Clip"]),
+        (encoder, ["Conv", "Relu"] * 3 + ["Conv"], ["Sub"]),
+        (decoder, ["ConvTranspose", "Relu"] * 3 + ["ConvTranspose"], ["Add", "Clip"]),
     ):  # fmt: skip
         operators = read(graph.model).operators
         assert [o.type for o in operators if o.part == "network"] == network
@@ -296,8 +295,8 @@ def test_the_network_alone_computes_what_it_did(tiny_bundle: Path) -> None:
         return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
 
     medians = next(i for i in whole.graph.initializer if i.name == "medians")
-    symbols = np.round(run(network) - numpy_helper.to_array(medians)).astype(np.int32)
-    assert np.array_equal(symbols, run(whole))
+    latents = run(network) - numpy_helper.to_array(medians)
+    assert np.array_equal(latents, run(whole))
 
 
 def test_weights_beside_a_file_are_wanted_by_compilers_only(tmp_path: Path) -> None:

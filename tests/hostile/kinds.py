@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lic.codec.architectures import FACTORIZED
 from lic.codec.bundle import Bundle
 from lic.codec.container import Coder, Model, parse, serialize
 from lic.codec.errors import ConfigError, ModelMismatchError
@@ -25,7 +26,13 @@ from lic.codec.library import family
 from lic.codec.lossless import compress_lossless
 from lic.codec.pipeline import Codec
 from tests.hostile.damage import Seed
-from tests.hostile.stand_ins import PARTS, context_bundle, context_codec, factorized_codec
+from tests.hostile.stand_ins import (
+    PARTS,
+    context_bundle,
+    context_codec,
+    contexts_bundle,
+    factorized_codec,
+)
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "kodim23.png"
 
@@ -82,6 +89,8 @@ def _pictures() -> Iterator[tuple[str, Picture]]:
 def _files(codec: Codec) -> Iterator[tuple[str, bytes]]:
     """Yield what a codec makes of all pictures, and of a larger one in tiles where it has any."""
     label = codec.bundle.manifest.architecture
+    if codec.bundle.contexts:
+        label = "contexts"
     for name, picture in _pictures():
         yield f"{label}-{name}", codec.compress(picture).data
     for tile in (288, 320, 512):
@@ -121,6 +130,8 @@ def write_kinds(folder: Path, *, network: bool = False) -> None:
     codecs = [Codec(family()[1], backend="onnx", threads=1)]
     for bundle in make(bundles):
         codecs.append(_opener(network)(bundle))
+    fitted = contexts_bundle(family()[1], bundles / "contexts")
+    codecs.append(Codec(fitted, backend="onnx", threads=1))
     for codec in codecs:
         for name, data in _files(codec):
             (files / f"{name}.lic").write_bytes(data)
@@ -151,7 +162,11 @@ def _opener(network: bool) -> Callable[[Bundle], Codec]:
     def with_network(bundle: Bundle) -> Codec:
         return Codec(bundle, backend="onnx", threads=1)
 
-    return with_network if network else context_codec
+    def without(bundle: Bundle) -> Codec:
+        plain = bundle.manifest.architecture == FACTORIZED
+        return factorized_codec(bundle) if plain else context_codec(bundle)
+
+    return with_network if network else without
 
 
 def load_kinds(folder: Path, *, network: bool = False) -> Kinds:
@@ -162,18 +177,13 @@ def load_kinds(folder: Path, *, network: bool = False) -> Kinds:
     seeds = tuple(
         Seed(path.stem, path.read_bytes()) for path in sorted((folder / "files").glob("*.lic"))
     )
-    codecs = [
-        _opener(network)(Bundle.open(path)) for path in sorted((folder / "bundles").glob("*"))
-    ]
-    embedded = family()[1]
+    bundles = [Bundle.open(path) for path in sorted((folder / "bundles").glob("*"))]
+    codecs = [_opener(network)(bundle) for bundle in (*bundles, family()[1])]
     if network:
-        codecs.append(Codec(embedded, backend="onnx", threads=1))
         for codec in codecs:
             codec.backend.load(decoder=True)
-    else:
-        codecs.append(factorized_codec(embedded))
     wanted = {parse(seed.data).header.fingerprint for seed in seeds} - {bytes(8)}
-    found = {codec.bundle.fingerprint: codec for codec in codecs}
+    found = {print_: codec for codec in codecs for print_ in codec.bundle.fingerprints.values()}
     assert wanted == found.keys()
     assert {parse(seed.data).header.coder for seed in seeds} == set(Coder)
     return Kinds(seeds, found)

@@ -20,8 +20,16 @@ from numpy.typing import NDArray
 
 from lic.codec.backends.context_steps import ContextState, ContextSteps
 from lic.codec.benchmark.entropy import SCALES, gaussian
-from lic.codec.bundle import TABLES, WEIGHTS, Bundle, Manifest, tables_to_npz, write_bundle
-from lic.codec.entropy import build_tables
+from lic.codec.bundle import (
+    CONTEXTS,
+    TABLES,
+    WEIGHTS,
+    Bundle,
+    Manifest,
+    tables_to_npz,
+    write_bundle,
+)
+from lic.codec.entropy import Contexts, build_tables
 from lic.codec.latents import State, Steps
 from lic.codec.nudges import Nudger, pmf
 from lic.codec.pipeline import Codec
@@ -56,6 +64,29 @@ def context_bundle(architecture: str, target: Path) -> Bundle:
         stride=_STRIDES[architecture],
     )
     return write_bundle(target, manifest, files)
+
+
+def contexts_bundle(bundle: Bundle, target: Path) -> Bundle:
+    """Write a factorized prior's bundle with contexts that nobody fitted."""
+    tables = bundle.tables.of_set(bundle.tables.sets // 2)
+    count = len(tables)
+    channels = np.arange(count)
+    contexts = Contexts(
+        levels=np.minimum(32 * np.log2(1 + np.arange(256)), 255).astype(np.uint8),
+        order=channels[::-1].astype(np.uint16),
+        mean=np.full(count, 3, np.uint8),
+        beside=np.full((count, 6), 20, np.int8),
+        into=np.full((count, 4), 5, np.int8),
+        from_sums=np.full((count, 4), 40, np.int8),
+        bias=np.full(count, 500, np.int32),
+        # Of its neighbours' tables the one that is told; channels count as they are coded.
+        table_map=((count - 1 - channels[:, None] + np.arange(64) // 8) % count).astype(np.uint8),
+        predicted=np.array([1], np.uint16),
+        weights=np.array([[60, 40, -30, 0, -5, 0]], np.int8),
+        tables=tables,
+    )
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    return write_bundle(target, bundle.manifest, {**files, CONTEXTS: tables_to_npz(contexts)})
 
 
 def context_codec(bundle: Bundle) -> Codec:

@@ -30,7 +30,16 @@ def compiled(kernel: Path, target: Path) -> Path:
     if not compiler or not (include / "Python.h").exists():
         pytest.skip("no C compiler, or no Python headers")
     definition = f'-DKERNEL="{kernel}"'
-    command = [compiler, *FLAGS, SANITIZE, definition, f"-I{include}", str(HERE / "fuzz_rans.c")]
+    include_ours = f"-I{KERNEL.parent}"
+    command = [
+        compiler,
+        *FLAGS,
+        SANITIZE,
+        definition,
+        f"-I{include}",
+        include_ours,
+        str(HERE / "fuzz_rans.c"),
+    ]
     done = subprocess.run([*command, "-o", str(target)], capture_output=True, text=True)
     if done.returncode and "san" in done.stderr:
         pytest.skip(f"{compiler} has no sanitizers")

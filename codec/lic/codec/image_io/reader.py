@@ -113,13 +113,13 @@ def _first_that_opens(stream: BinaryIO, formats: Sequence[str]) -> Image.Image:
         if name not in Image.OPEN:
             continue
         factory, accept = Image.OPEN[name]
-        accepted = accept is None or accept(prefix)
-        # A text says why this Pillow cannot open such files.
-        if not accepted or isinstance(accepted, str):
-            continue
-        stream.seek(0)
         # What `Image.open`, too, takes as "not of this format".
         with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            accepted = accept is None or accept(prefix)
+            # A text says why this Pillow cannot open such files.
+            if not accepted or isinstance(accepted, str):
+                continue
+            stream.seek(0)
             return factory(stream, "")
     raise UnidentifiedImageError("cannot identify image file")
 
