@@ -9,7 +9,7 @@ which torch must be installed; otherwise they are `stand_ins`. Shapes: H W pixel
 import argparse
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,13 +26,7 @@ from lic.codec.library import family
 from lic.codec.lossless import compress_lossless
 from lic.codec.pipeline import Codec
 from tests.hostile.damage import Seed
-from tests.hostile.stand_ins import (
-    PARTS,
-    context_bundle,
-    context_codec,
-    contexts_bundle,
-    factorized_codec,
-)
+from tests.hostile.stand_ins import PARTS, context_bundle, stand_in, with_contexts
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "kodim23.png"
 
@@ -87,12 +81,17 @@ def _pictures() -> Iterator[tuple[str, Picture]]:
 
 
 def _files(codec: Codec) -> Iterator[tuple[str, bytes]]:
-    """Yield what a codec makes of all pictures, and of a larger one in tiles where it has any."""
-    label = codec.bundle.manifest.architecture
-    if codec.bundle.contexts:
-        label = "contexts"
+    """Yield what a codec makes of all pictures, and a file in tiles and one in each of some steps.
+
+    As far as it has any.
+    """
+    label = codec.bundle.path.name if codec.bundle.contexts else codec.bundle.manifest.architecture
     for name, picture in _pictures():
         yield f"{label}-{name}", codec.compress(picture).data
+    picture = Picture(pixels=_pixels(128, 320, 60, 70))
+    for step in (0.25, 1.25, 3.5):
+        with contextlib.suppress(ConfigError):
+            yield f"{label}-step-{step}", codec.compress(picture, step=step).data
     for tile in (288, 320, 512):
         with contextlib.suppress(ConfigError):
             codec.check_tile(tile)
@@ -126,19 +125,21 @@ def write_kinds(folder: Path, *, network: bool = False) -> None:
     """Write bundles and files."""
     bundles, files = folder / "bundles", folder / "files"
     files.mkdir(parents=True)
-    make = _network_bundles if network else _stand_in_bundles
-    codecs = [Codec(family()[1], backend="onnx", threads=1)]
-    for bundle in make(bundles):
-        codecs.append(_opener(network)(bundle))
-    fitted = contexts_bundle(family()[1], bundles / "contexts")
-    codecs.append(Codec(fitted, backend="onnx", threads=1))
+    own = family()[1]
+    codecs = [_with_network(own), _with_network(with_contexts(own, bundles / "contexts"))]
+    for bundle in (_network_bundles if network else _stand_in_bundles)(bundles):
+        codecs.append(_with_network(bundle) if network else stand_in(bundle))
     for codec in codecs:
         for name, data in _files(codec):
             (files / f"{name}.lic").write_bytes(data)
     for name, data in _lossless_files():
         (files / f"{name}.lic").write_bytes(data)
-    first = next(iter(sorted(files.glob("bmshj2018-factorized-rgb.lic"))))
-    (files / "remarks.lic").write_bytes(_with_remarks(first.read_bytes()))
+    remarks = _with_remarks((files / f"{FACTORIZED}-rgb.lic").read_bytes())
+    (files / "remarks.lic").write_bytes(remarks)
+
+
+def _with_network(bundle: Bundle) -> Codec:
+    return Codec(bundle, backend="onnx", threads=1)
 
 
 def _stand_in_bundles(folder: Path) -> list[Bundle]:
@@ -158,17 +159,6 @@ def _network_bundles(folder: Path) -> list[Bundle]:
     ]
 
 
-def _opener(network: bool) -> Callable[[Bundle], Codec]:
-    def with_network(bundle: Bundle) -> Codec:
-        return Codec(bundle, backend="onnx", threads=1)
-
-    def without(bundle: Bundle) -> Codec:
-        plain = bundle.manifest.architecture == FACTORIZED
-        return factorized_codec(bundle) if plain else context_codec(bundle)
-
-    return with_network if network else without
-
-
 def load_kinds(folder: Path, *, network: bool = False) -> Kinds:
     """Return what `write_kinds` wrote, with codecs that are ready to decode.
 
@@ -177,15 +167,16 @@ def load_kinds(folder: Path, *, network: bool = False) -> Kinds:
     seeds = tuple(
         Seed(path.stem, path.read_bytes()) for path in sorted((folder / "files").glob("*.lic"))
     )
-    bundles = [Bundle.open(path) for path in sorted((folder / "bundles").glob("*"))]
-    codecs = [_opener(network)(bundle) for bundle in (*bundles, family()[1])]
-    if network:
-        for codec in codecs:
-            codec.backend.load(decoder=True)
-    wanted = {parse(seed.data).header.fingerprint for seed in seeds} - {bytes(8)}
-    found = {print_: codec for codec in codecs for print_ in codec.bundle.fingerprints.values()}
-    assert wanted == found.keys()
-    assert {parse(seed.data).header.coder for seed in seeds} == set(Coder)
+    bundles = [family()[1], *map(Bundle.open, sorted((folder / "bundles").glob("*")))]
+    codecs = [(_with_network if network else stand_in)(bundle) for bundle in bundles]
+    for codec in codecs:
+        codec.backend.load(decoder=True)
+    headers = [parse(seed.data).header for seed in seeds]
+    found = {
+        fingerprint: codec for codec in codecs for fingerprint in codec.bundle.fingerprints.values()
+    }
+    assert {header.fingerprint for header in headers} - {bytes(8)} == found.keys()
+    assert {header.coder for header in headers} == set(Coder)
     return Kinds(seeds, found)
 
 

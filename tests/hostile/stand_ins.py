@@ -18,6 +18,8 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
+from lic.codec.architectures import FACTORIZED
+from lic.codec.backends.base import FactorizedBackend
 from lic.codec.backends.context_steps import ContextState, ContextSteps
 from lic.codec.benchmark.entropy import SCALES, gaussian
 from lic.codec.bundle import (
@@ -30,6 +32,8 @@ from lic.codec.bundle import (
     write_bundle,
 )
 from lic.codec.entropy import Contexts, build_tables
+from lic.codec.entropy.contexts import CLASSES
+from lic.codec.entropy.contexts import LEVELS as LEVELS_OF_MAGNITUDE
 from lic.codec.latents import State, Steps
 from lic.codec.nudges import Nudger, pmf
 from lic.codec.pipeline import Codec
@@ -66,44 +70,54 @@ def context_bundle(architecture: str, target: Path) -> Bundle:
     return write_bundle(target, manifest, files)
 
 
-def contexts_bundle(bundle: Bundle, target: Path) -> Bundle:
-    """Write a factorized prior's bundle with contexts that nobody fitted."""
-    tables = bundle.tables.of_set(bundle.tables.sets // 2)
-    count = len(tables)
-    channels = np.arange(count)
-    contexts = Contexts(
-        levels=np.minimum(32 * np.log2(1 + np.arange(256)), 255).astype(np.uint8),
-        order=channels[::-1].astype(np.uint16),
-        mean=np.full(count, 3, np.uint8),
-        beside=np.full((count, 6), 20, np.int8),
-        into=np.full((count, 4), 5, np.int8),
-        from_sums=np.full((count, 4), 40, np.int8),
-        bias=np.full(count, 500, np.int32),
-        # Of its neighbours' tables the one that is told; channels count as they are coded.
-        table_map=((count - 1 - channels[:, None] + np.arange(64) // 8) % count).astype(np.uint8),
-        predicted=np.array([1], np.uint16),
-        weights=np.array([[60, 40, -30, 0, -5, 0]], np.int8),
-        tables=tables,
-    )
+def with_contexts(bundle: Bundle, target: Path) -> Bundle:
+    """Write a factorized prior's bundle again, with contexts that choose tables by any integers."""
+    rng = np.random.default_rng(0)
+    work = gaussian(1)
+    tables = build_tables(work.pmfs, work.offsets)
+    count, predicted = len(bundle.tables.of_set(0)), 3
+    choice = {
+        "levels": np.minimum(16 * np.arange(LEVELS_OF_MAGNITUDE), 255),
+        "order": rng.permutation(count),
+        "mean": rng.integers(0, 32, count),
+        "beside": rng.integers(-4, 20, (count, 6)),
+        "into": rng.integers(-9, 30, (count, 4)),
+        "from_sums": rng.integers(-9, 30, (count, 4)),
+        "bias": rng.integers(-4000, 9000, count),
+        "table_map": np.sort(rng.integers(20, len(tables), (count, CLASSES))),
+        "predicted": rng.permutation(count)[:predicted],
+        "weights": rng.integers(-20, 40, (predicted, 6)),
+    }
+    contexts = Contexts.from_arrays({**choice, **tables.to_arrays()})
     files = {name: bundle.read(name) for name in bundle.manifest.files}
     return write_bundle(target, bundle.manifest, {**files, CONTEXTS: tables_to_npz(contexts)})
 
 
-def context_codec(bundle: Bundle) -> Codec:
-    """Return the codec of a `context_bundle`."""
-    with mock.patch("lic.codec.pipeline.open_backend", lambda *_, **__: RuleBackend(bundle)):
+def stand_in(bundle: Bundle) -> Codec:
+    """Return the codec of a bundle, with rules or black pictures for its networks."""
+    factorized = bundle.manifest.architecture == FACTORIZED
+    backend = BlackBackend(bundle) if factorized else RuleBackend(bundle)
+    with mock.patch("lic.codec.pipeline.open_backend", lambda *_, **__: backend):
         return Codec(bundle)
 
 
-def factorized_codec(bundle: Bundle) -> Codec:
-    """Return a codec that decodes symbols of a factorized prior, and then gives black."""
-    stride = bundle.manifest.stride
+class BlackBackend(FactorizedBackend):
+    """Decodes symbols of a factorized prior, and then gives black."""
 
-    def black(symbols: NDArray[np.int32]) -> NDArray[np.float32]:
-        height, width = (stride * side for side in symbols.shape[2:])
+    name = "black"
+    device = "cpu"
+    provider = ""
+    notes: tuple[str, ...] = ()
+
+    def load(self, **_: Any) -> None:
+        """Nothing to make ready."""
+
+    def _encode(self, _: NDArray[np.float32]) -> NDArray[np.floating]:
+        raise AssertionError("a stand-in has no encoder")
+
+    def _decode(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
+        height, width = (self._stride * side for side in y_hat.shape[2:])
         return np.zeros((1, 3, height, width), np.float32)
-
-    return Codec(bundle, decode=black)
 
 
 @dataclass(kw_only=True)

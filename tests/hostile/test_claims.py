@@ -21,7 +21,7 @@ from lic.codec.image_io import Picture, decode_lossless, encode_lossless, read_p
 from lic.codec.image_io.lossless import FREE_PIXELS, MAX_PIXELS_PER_BYTE
 from lic.codec.library import family, select
 from lic.codec.pipeline import Codec, decompress
-from tests.hostile.stand_ins import PARTS, context_bundle, context_codec, factorized_codec
+from tests.hostile.stand_ins import PARTS, context_bundle, stand_in, with_contexts
 
 LARGEST = (2**18, 2**10), (2**14, 2**14), (2**10, 2**18)
 CLAIMS = [
@@ -41,7 +41,7 @@ def no_network(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> Codec:
     return codec
 
 
-@pytest.fixture(params=["bmshj2018-factorized", *PARTS])
+@pytest.fixture(params=["bmshj2018-factorized", "contexts", *PARTS])
 def small(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -50,12 +50,14 @@ def small(
 ) -> tuple[Codec, LicFile]:
     """A codec without networks, and a file of 96 x 144 pixels for it."""
     if request.param in PARTS:
-        codec = context_codec(context_bundle(request.param, tmp_path / "1"))
+        codec = stand_in(context_bundle(request.param, tmp_path / "1"))
         file = parse(codec.compress(Picture(pixels=photo)).data)
     else:
         bundle = select()
+        if request.param == "contexts":
+            bundle = with_contexts(bundle, tmp_path / "1")
         file = parse(Codec(bundle, threads=1).compress(Picture(pixels=photo)).data)
-        codec = factorized_codec(bundle)
+        codec = stand_in(bundle)
     return no_network(codec, monkeypatch), file
 
 
