@@ -33,6 +33,7 @@ def test_a_file_is_that_of_the_codec(photo: NDArray[np.uint8], tiny_bundle: Path
     data = encode(photo, model=str(tiny_bundle), backend="torch", threads=1)
     assert data == open_codec(str(tiny_bundle), backend="torch").compress(picture).data
     drawing = np.zeros((80, 90, 3), np.uint8)
+    drawing[::7, ::3] = 200
     assert encode(drawing) == compress_lossless(Picture(pixels=drawing)).data
 
 

@@ -127,7 +127,7 @@ def test_metadata_is_where_programs_look_for_it(photo: NDArray[np.uint8]) -> Non
     assert image.info["xmp"] == XMP
     assert image.getexif()[ORIENTATION] == 6
     assert image.info["rate_point"] == codec.bundle.manifest.rate_point
-    assert image.info["fingerprint"] == codec.bundle.fingerprint.hex()
+    assert image.info["fingerprint"] == codec.bundle.file_fingerprint.hex()
     assert "model" not in image.info
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lic.codec import Picture, RateControl, Target, TargetError, decompress
 from lic.codec.bundle import Bundle
-from lic.codec.container import parse
+from lic.codec.container import Coder
 from lic.codec.errors import ConfigError
 from lic.codec.image_io import read_picture
 from lic.codec.metrics import ms_ssim, psnr
@@ -110,7 +110,7 @@ def test_metadata_and_alpha_count(control: RateControl, picture: Picture) -> Non
 
 def test_one_rate_point_leaves_the_step(picture: Picture) -> None:
     control = RateControl.open(rate_points=[2], backend="onnx", threads=1)
-    for value in (0.15, 0.35):
+    for value in (0.12, 0.27):
         found = control.compress(picture, Target(kind="bpp", value=value))
         assert found.encoded.header.rate_point == 2
         assert found.reached == pytest.approx(value, rel=0.01)
@@ -130,7 +130,7 @@ def test_a_lossless_file_wins_where_it_is_small_enough(control: RateControl) -> 
     found = control.compress(small, Target(kind="psnr", value=50, strict=True), lossless=None)
     assert (found.encoded.header.coder, found.reached) == (0, float("inf"))
     found = control.compress(small, Target(kind="size", value=500), lossless=None)
-    assert found.encoded.header.coder == 1
+    assert found.encoded.header.coder is Coder.CONTEXTS
 
 
 def test_models_with_a_context_have_their_rate_points(
@@ -180,4 +180,4 @@ def test_the_header_and_tables_of_a_found_file_are_those_it_was_coded_with(
     found = control.compress(picture, Target(kind="bpp", value=0.25)).encoded
     point = [b.manifest.rate_point for b in control.bundles].index(found.header.rate_point)
     again = control.codec(point).compress(picture, step=found.header.step)
-    assert again.data == found.data and parse(again.data).tiles[0].tables > 0
+    assert again.data == found.data and found.header.step != 1

@@ -113,7 +113,8 @@ def test_bits_are_those_of_the_published_code(case: tuple[Arrays, HPCM, torch.Te
     np.testing.assert_allclose(per_channel.numpy(), arrays["y_bits_per_channel"], rtol=1e-8)
     # In float32 the tails have steps of 6e-8 and end in the bound: 0.2 % more bits, as recorded.
     single = model.float()(x).likelihoods
-    np.testing.assert_allclose(bits(single), arrays["bits_float32"], rtol=1e-6)
+    # On another processor a tail may end a step earlier or later: six bits a symbol.
+    np.testing.assert_allclose(bits(single), arrays["bits_float32"], rtol=1e-6, atol=24)
 
 
 @torch.no_grad()
