@@ -1,4 +1,5 @@
-"""Two million corruptions: `make soak`. No test by default.
+"""Two million corruptions: `make soak`, or this with [rounds] [seed]. No test by default.
+
 Every round draws tables and symbols, damages the streams 20 times, and decodes, also with wrong
 indexes; then the same with contexts, also with wrong ones. A stream that passes must decode to
 symbols with another checksum, and must be exactly what a writer writes for them.
