@@ -62,7 +62,7 @@ rate-control: $(VENV)/.dev
 	$(BIN)/python -m tests.codec.rate_control $(KODAK)
 
 benchmark-entropy: $(VENV)/.runtime
-	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400
+	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400 --picture samples/kodim23.png
 
 # HPCM Base and Large with the reference run's weights, which stand in for published ones: parts,
 # share of everything that is no network, multiply-accumulates per pixel. On a GPU, for instance:

@@ -51,12 +51,12 @@ TRAINERS_LAYERS = (
     ("models", "steps", "balance", "tasks"),
     (
         "objective", "start", "replacement", "widen", "scope", "qat", "spectral", "inter_scale",
-        "checkpoints", "validation", "trackers", "reconstructions",
+        "checkpoints", "validation", "trackers", "reconstructions", "context_rate",
     ),
     ("balanced",),
     ("stepper",),
     ("loop",),
-    ("runs",),
+    ("runs", "int8_result"),
     ("sweep", "analysis", "analysis_report"),
 )  # fmt: skip
 TORCH_MODULES = ("lic.codec.models", "lic.codec.backends.torch_")

@@ -353,6 +353,25 @@ def test_records_tell_which_rate_point_a_run_went_on_from(
     assert tomllib.loads((tmp_path / "again" / "config.toml").read_text())["init"] == "family q2"
 
 
+def test_the_rate_of_contexts_is_that_of_a_fitted_bundle(
+    lic: Lic, photos: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    fitted, run = tmp_path / "fitted", tmp_path / "run"
+    quick = ("--steps", 5, "--tables", 20)
+    shutil.copy(photos / "a.png", photos / "again.png")
+    assert lic("models", "fit", tiny_bundle, photos, "-o", fitted, *quick).code == 0
+    train = ("train", "bmshj2018", photos, "-o", run, *SMALL, "--contexts")
+    done = lic(*train)
+    assert done.code == 2 and "--contexts means nothing with no --init" in done.err
+    done = lic(*train, "--init", tiny_bundle)
+    assert done.code == 2 and "lic models fit gives a bundle some" in done.err
+    assert not run.exists()
+    done = lic(*train, "--init", fitted)
+    assert done.code == 0, done.err
+    # Its weights have moved: what was fitted to the old ones is no part of it.
+    assert Bundle.open(run / "bundle").contexts is None
+
+
 def test_options_that_contradict_init_are_refused(tmp_path: Path, tiny_bundle: Path) -> None:
     with pytest.raises(ConfigError, match="--size is lite"):
         given: dict[str, Any] = {"size": "lite"}

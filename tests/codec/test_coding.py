@@ -56,8 +56,8 @@ def test_contexts_save_bytes_of_the_same_pixels(
     assert len(crcs) == 1
 
 
-@pytest.mark.parametrize("step", [0.25, 0.75, 1.25])
-def test_contexts_follow_the_step(
+@pytest.mark.parametrize("step", [0.25, 0.75, 1.25, 2.5])
+def test_contexts_serve_every_step(
     codec: Codec, plain: Codec, photo: NDArray[np.uint8], step: float
 ) -> None:
     picture = Picture(pixels=photo)
@@ -65,12 +65,6 @@ def test_contexts_follow_the_step(
     assert len(small.data) < 0.97 * len(large.data)
     found = [each.decompress(parse(small.data)).picture.pixels for each in (codec, plain)]
     assert np.array_equal(found[0], found[1])
-
-
-def test_large_steps_do_without(codec: Codec, photo: NDArray[np.uint8]) -> None:
-    picture = Picture(pixels=photo)
-    coders = [codec.compress(picture, step=step).header.coder for step in (1.75, 1.875)]
-    assert coders == [Coder.CONTEXTS, Coder.RANS]
 
 
 def test_without_contexts_files_are_those_of_the_model_before(

@@ -1,6 +1,7 @@
 """Which options mean something beside which: the table is sound, true, and told."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,8 +32,10 @@ def means_something(name: str, config: TrainConfig) -> bool:
 @pytest.mark.parametrize("name", NEEDY)
 def test_every_need_can_be_met(name: str) -> None:
     values: dict[str, Any] = {"arch": "hpcm", "size": "base"}
+    init = ""
     for other, need in needs_of(name).items():
         if other == "init":
+            init = "a model" if need else ""
             continue
         if isinstance(need, bool):
             kind: Any = type(OPTIONS[other].default)
@@ -44,7 +47,7 @@ def test_every_need_can_be_met(name: str) -> None:
     values["size"] = "base" if values["arch"] == "hpcm" else "lite"
     if values.get("local_fp32") == "custom":
         values["local_fp32_class"] = ("GDN",)
-    assert means_something(name, TrainConfig().updated(values))
+    assert means_something(name, replace(TrainConfig(), init=init).updated(values))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,8 @@ def test_every_need_can_be_met(name: str) -> None:
     [
         ("w_lr", {}, "--w-lr means nothing with --objective standard; expected --objective "
          "balanced or hierarchical. Change that, or leave --w-lr out"),
+        ("contexts", {"arch": "factorized", "size": "lite"}, "--contexts means nothing with no "
+         "--init; expected a --init"),
         ("update_every", {**FAMO, "balanced_solver": "qp"}, "with --balanced-solver qp; expected "
          "--balanced-solver famo"),
         ("gamma", {**FAMO, "balanced_solver": "fixed"}, "--gamma means nothing with "

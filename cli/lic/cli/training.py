@@ -144,6 +144,7 @@ class Run:
             model: makes it, and the options as it bears them out.
             command: name of the command, which runs hold to.
         """
+        from lic.cli.weights import contexts_in
         from lic.trainers import runs
         from lic.trainers.stopping import peers_told_apart
 
@@ -178,6 +179,7 @@ class Run:
                 trainer = runs.start(
                     start_from, config, self.place, fabric, self.say,
                     fresh=init is None, command=command, widen_to_size=command == "bmshj2018",
+                    contexts=contexts_in(init) if config.loss.contexts and init else None,
                 )  # fmt: skip
         if self.save_config and fabric.is_global_zero:
             write_config(config, self.save_config, self.out)
@@ -193,7 +195,7 @@ class Run:
         return fabric
 
     def _train(self, trainer: "Trainer") -> None:
-        from lic.trainers.runs import save_int8
+        from lic.trainers.int8_result import save_int8
         from lic.trainers.stopping import Interrupted
 
         try:

@@ -1,9 +1,12 @@
 """Models from whatever holds weights: runs, checkpoints, bundles, other projects' files."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lic.codec.errors import ConfigError, ModelMismatchError
+
+if TYPE_CHECKING:
+    from lic.codec.entropy import Contexts
 
 # What --arch takes beside auto: an architecture, of HPCM with the size.
 ARCH_CHOICES: dict[str, tuple[str, str | None]] = {
@@ -66,6 +69,13 @@ def load_any(
         return model, {"imported_from": source.name}
     _check_own(source, model, arch, placement)
     return model, provenance
+
+
+def contexts_in(source: Path) -> "Contexts | None":
+    """Return the contexts of a bundle; whatever else holds weights has none."""
+    from lic.codec.bundle import Bundle
+
+    return Bundle.open(source).contexts if _is_bundle(source) else None
 
 
 def _is_bundle(source: Path) -> bool:

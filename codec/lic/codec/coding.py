@@ -5,7 +5,6 @@ from numpy.typing import NDArray
 
 from lic.codec.bundle import Bundle
 from lic.codec.container import Coder, Header, Tile
-from lic.codec.container.header import STEP_UNIT
 from lic.codec.entropy import (
     ContextMeter,
     ContextReader,
@@ -19,13 +18,6 @@ from lic.codec.entropy import (
     cheapest_set,
 )
 from lic.codec.errors import BitstreamError, ModelMismatchError
-
-# Steps whose contexts are kept: a search walks through some.
-_MOST_STEPS = 16
-# Contexts are fitted to a step of 1. The larger another one is, the less they see of what falls to
-# zero: on six pictures of Kodak they save 18 to 22 % at 1, 12 % at a quarter, nothing at 1.75, and
-# cost beyond.
-CONTEXTS_UP_TO = 1.75
 
 
 class Coding:
@@ -41,11 +33,11 @@ class Coding:
         self._chosen = contexts and bundle.contexts is not None
         self._bundle = bundle
         self._tables = bundle.tables
-        self._stepped: dict[int, Contexts] = {}
 
-    def coder(self, step: float) -> Coder:
-        """Return what codes files of a quantisation step."""
-        return Coder.CONTEXTS if self._chosen and step <= CONTEXTS_UP_TO else Coder.RANS
+    @property
+    def coder(self) -> Coder:
+        """What new files are coded with."""
+        return Coder.CONTEXTS if self._chosen else Coder.RANS
 
     def check(self, header: Header) -> None:
         """Refuse a file that was not made with this bundle.
@@ -74,7 +66,7 @@ class Coding:
     def writer(self, header: Header, tables: int, kernel: KernelName | None = None) -> Writer:
         """Return the writer of a tile with a set of tables."""
         if header.coder is Coder.CONTEXTS:
-            return ContextWriter(self._contexts(header), kernel=kernel)
+            return ContextWriter(self._contexts, kernel=kernel)
         return Writer(self._tables.of_set(tables), kernel=kernel)
 
     def reader(self, header: Header, tile: Tile) -> Reader:
@@ -88,22 +80,17 @@ class Coding:
                 raise BitstreamError(
                     f"coded with set {tile.tables} of the model's tables, but contexts have one"
                 )
-            return ContextReader(self._contexts(header), tile.streams)
+            return ContextReader(self._contexts, tile.streams)
         return Reader(self._tables.of_set(tile.tables), tile.streams)
 
     def meter(self, header: Header, tile: Tile, reader: SymbolCoder) -> Meter:
         """Return a coder that tells what the groups of a tile cost."""
         if header.coder is Coder.CONTEXTS:
-            return ContextMeter(reader, self._contexts(header))
+            return ContextMeter(reader, self._contexts)
         return Meter(reader, self._tables.of_set(tile.tables))
 
-    def _contexts(self, header: Header) -> Contexts:
-        step = round(header.step * STEP_UNIT)
-        found = self._stepped.get(step)
-        if found is None:
-            own = self._bundle.contexts
-            assert own is not None, "a file's fingerprint names contexts that are there"
-            if len(self._stepped) >= _MOST_STEPS:
-                self._stepped.clear()
-            found = self._stepped[step] = own.stepped(step)
-        return found
+    @property
+    def _contexts(self) -> Contexts:
+        contexts = self._bundle.contexts
+        assert contexts is not None, "a file's fingerprint names contexts that are there"
+        return contexts

@@ -138,7 +138,7 @@ class Codec:
             ConfigError: the model has no such tiles or steps.
         """
         check_step(self.bundle, self.backend, step)
-        coder = self.coding.coder(step)
+        coder = self.coding.coder
         return replace(
             lossless_header(picture),
             rate_point=self.bundle.manifest.rate_point,

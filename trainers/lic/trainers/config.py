@@ -73,6 +73,12 @@ class LossConfig(Section):
     lmbda: float = option(0.013, "Weight of the distortion, on CompressAI's scale.", above=0)
     alpha_l1: float = option(0.4, "Share of L1.", least=0, most=1, needs={"loss": ("recon", "rd")})
     lambda_bpp: float = option(0.01, "Weight of the rate.", least=0, needs={"loss": ("rd",)})
+    contexts: bool = option(
+        False,
+        "Rate symbols as the contexts of --init do, a bundle that lic models fit made; fit the "
+        "bundle of the run again.",
+        needs={"arch": ("factorized",), "init": True, "loss": ("mse", "ms-ssim", "rd")},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,8 @@ def _wanted(name: str, need: Need) -> str:
 
 
 def _found(name: str, values: Sequence[Any]) -> str:
+    if values[0] == "":
+        return f"no {option_name(name)}"
     many = len(values) > _LISTED
     return f"{option_name(name)} {values[0]} to {values[-1]}" if many else _spelt(name, values)
 

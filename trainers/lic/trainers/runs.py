@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from lic.codec.entropy import Contexts
 from lic.codec.errors import ConfigError, TrainingError
 from lic.codec.models import HPCM, MODELS
 from lic.codec.models.bmshj2018 import SIZES
@@ -24,14 +25,15 @@ from lic.trainers.balanced import (
 )
 from lic.trainers.checkpoints import ENTRIES, CheckpointManager, in_short, load
 from lic.trainers.config import SECTIONS, CheckpointConfig, TrainConfig
+from lic.trainers.context_rate import arrays_of, contexts_of, rate_by_contexts
 from lic.trainers.data import TrainingData, find_pictures, measurable
 from lic.trainers.inter_scale import warning
 from lic.trainers.loop import Trainer, run_length
 from lic.trainers.losses import ms_ssim_note
-from lic.trainers.models import Balle2018, Codec, can_widen, trainable
+from lic.trainers.models import Codec, can_widen, trainable
 from lic.trainers.objective import Objective, no_rate_note, unreached
 from lic.trainers.precision import fabric_precision, keep_float32
-from lic.trainers.qat import convert, prepare_qat, save_converted
+from lic.trainers.qat import prepare_qat
 from lic.trainers.replacement import replace_activations
 from lic.trainers.scope import apply_scope
 from lic.trainers.sections import option_name
@@ -40,8 +42,6 @@ from lic.trainers.trackers import build_trackers
 from lic.trainers.widen import widen
 
 Say = Callable[[str], None]
-
-INT8 = "int8.safetensors"
 
 # What may differ when a run goes on: none of it changes a weight, see `_free`.
 FREE = frozenset(
@@ -105,6 +105,7 @@ def start(
     fresh: bool,
     command: str = "bmshj2018",
     widen_to_size: bool = False,
+    contexts: Contexts | None = None,
 ) -> Trainer:
     """Return a new run.
 
@@ -117,6 +118,7 @@ def start(
         fresh: whether the model is untrained and wants the start of `config.model`.
         command: bmshj2018, hpcm, or relu, which replaces the model's non-linearities first.
         widen_to_size: make a bmshj2018 that is narrower than `config.model` as wide first.
+        contexts: what --contexts rates symbols by.
 
     Raises:
         ConfigError: options that do not go with the model.
@@ -136,6 +138,8 @@ def start(
             n, m = SIZES[config.model.size]
             say(f"widening to N = {n}, M = {m}: the same function at first")
             model = widen(model, n, m, sample(data))
+        if config.loss.contexts:
+            rate_by_contexts(model, contexts)
         _say_all(say, apply_scope(model, replaced, config.replacement))
         prepare(model, data, config, fresh=fresh, say=say)
     facts = {
@@ -143,6 +147,7 @@ def start(
         "command": command,
         "processes": fabric.world_size,
         "photos": data.digest,
+        "contexts": arrays_of(contexts) if config.loss.contexts else {},
     }
     trainer = _trainer(model, config, place, fabric, say, data, validation, facts)
     _track(trainer)
@@ -165,6 +170,8 @@ def resume(state: dict[str, Any], place: Place, fabric: Fabric, say: Say) -> Tra
     with _fitting(place.folder):
         made = MODELS[state["architecture"]].from_dict(state["model_config"])
         model = trainable(made, str(place.folder))
+        if config.loss.contexts:
+            rate_by_contexts(model, contexts_of(state["facts"]["contexts"]))
         if not isinstance(model, HPCM):
             apply_scope(model, state["facts"]["replaced"], config.replacement)
     trainer = _trainer(model, config, place, fabric, say, data, validation, state["facts"])
@@ -366,21 +373,6 @@ def _check_validation(config: TrainConfig, validation: Sequence[Path], say: Say)
             raise ConfigError(f"{name}: no pictures to validate on; {remedy}")
     if config.watch.recon_every:
         say(f"--recon-every: no pictures to validate on, so there is nothing to show; {remedy}")
-
-
-def save_int8(trainer: Trainer) -> Path | None:
-    """Write what simulated int8 arithmetic came to beside the float checkpoints, if there is any.
-
-    The model is a plain one afterwards.
-    """
-    if trainer.qat is None:
-        return None
-    path = trainer.folder / INT8
-    with trainer.ema.in_place(trainer.bare):
-        cast(Balle2018, trainer.bare).entropy_bottleneck.solve_quantiles()
-        save_converted(path, convert(trainer.bare, trainer.qat))
-    trainer.qat.detach()
-    return path
 
 
 def _leave_out_unreached(model: Codec, config: TrainConfig, say: Say) -> None:

@@ -3,10 +3,12 @@
 Shapes: T tables, n symbols.
 
 Two workloads with a fixed seed: `factorized`, 192 channels with a table each, coded in runs; and
-`gaussian`, 64 scales selected symbol by symbol. Throughput is CPU time, the best of the repeats,
-over `code` and `finish` together; the wall clock's median stands beside it. The overhead is the
-size of all streams over the ideal code length of the distributions that the symbols were drawn
-from, so that it also counts what integer tables lose.
+`gaussian`, 64 scales selected symbol by symbol. With --picture a third, `contexts`: what the larger
+embedded model makes of it, coded with that model's contexts. Throughput is CPU time, the best of
+the repeats, over `code` and `finish` together; the wall clock's median stands beside it. The
+overhead is the size of all streams over the ideal code length of the distributions that the symbols
+were drawn from, so that it also counts what integer tables lose; of a picture, which was drawn from
+none, over that of the tables.
 """
 
 import argparse
@@ -18,16 +20,28 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lic.codec.entropy import Reader, Tables, Writer, build_tables, kernel_name
+from lic.codec.entropy import (
+    ContextMeter,
+    ContextReader,
+    Contexts,
+    ContextWriter,
+    Reader,
+    Tables,
+    Writer,
+    build_tables,
+    kernel_name,
+)
 from lic.codec.entropy.rans import KernelName
 from lic.codec.errors import ConfigError
 
 CHANNELS, SCALES = 192, 64
+PHOTO_MODEL, PHOTO_POINT = "bmshj2018-factorized-relu-128-192", 4
 _SUPPORT = np.arange(-255, 256)
 _TAIL = 1e-5
 _CALLS, _CALL_SYMBOLS = 200, 16
@@ -43,6 +57,7 @@ class Workload:
         symbols: int16, any shape.
         indexes: The table of each symbol, in the same shape.
         ideal_bits: Minus the log2 of all symbols' probabilities.
+        contexts: What chooses the tables in place of the indexes, where anything does.
     """
 
     name: str
@@ -52,6 +67,19 @@ class Workload:
     symbols: NDArray[np.int16]
     indexes: NDArray[np.uint16]
     ideal_bits: float
+    contexts: Contexts | None = None
+
+    def writer(self, kernel: KernelName) -> Writer:
+        """Return what codes the symbols."""
+        if self.contexts:
+            return ContextWriter(self.contexts, kernel=kernel)
+        return Writer(self.tables, kernel=kernel)
+
+    def reader(self, streams: tuple[bytes, ...], kernel: KernelName) -> Reader:
+        """Return what gives them back."""
+        if self.contexts:
+            return ContextReader(self.contexts, streams, kernel=kernel)
+        return Reader(self.tables, streams, kernel=kernel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +116,35 @@ def gaussian(symbols: int, seed: int = 2) -> Workload:
     rng = np.random.default_rng(seed)
     masses = [_gaussian(scale) for scale in np.geomspace(0.11, 32, SCALES)]
     return _workload("gaussian", masses, rng.integers(0, SCALES, symbols).astype(np.uint16), rng)
+
+
+def photo(picture: Path) -> Workload:
+    """Return the symbols of a picture by the last rate point of the larger embedded model.
+
+    Raises:
+        ImageError: it cannot be read.
+        ModelMismatchError: the embedded model is gone or changed.
+    """
+    from lic.codec.image_io import read_picture, upright
+    from lic.codec.pipeline import open_codec
+
+    codec = open_codec(PHOTO_MODEL, PHOTO_POINT)
+    symbols = codec.symbols(upright(read_picture(picture)).pixels)
+    contexts = codec.bundle.contexts
+    assert contexts is not None, "embedded models have contexts"
+    indexes = np.zeros(symbols.shape, np.uint16)
+    meter = ContextMeter(ContextWriter(contexts), contexts)
+    meter.code(symbols, indexes)
+    return Workload(
+        name="contexts",
+        pmfs=[],
+        offsets=[],
+        tables=contexts.tables,
+        symbols=symbols,
+        indexes=indexes,
+        ideal_bits=meter.bits[0],
+        contexts=contexts,
+    )
 
 
 def _gaussian(scale: float) -> NDArray[np.float64]:
@@ -155,13 +212,13 @@ class _Coder:
 
 def _ours(work: Workload, kernel: KernelName) -> _Coder:
     def encode() -> tuple[tuple[bytes, ...], int]:
-        writer = Writer(work.tables, kernel=kernel)
+        writer = work.writer(kernel)
         writer.code(work.symbols, work.indexes)
         streams = writer.finish()
         return streams, sum(map(len, streams))
 
     def decode(streams: tuple[bytes, ...]) -> NDArray[np.int16]:
-        reader = Reader(work.tables, streams, kernel=kernel)
+        reader = work.reader(streams, kernel)
         symbols = reader.code(None, work.indexes)
         reader.finish()
         return symbols
@@ -227,6 +284,9 @@ CODERS: dict[str, Callable[[Workload], _Coder]] = {
 
 def measure(work: Workload, coder: str, repeat: int) -> Row:
     """Return one coder's row; a coder that is not installed gives a row that says so."""
+    ours = coder.startswith("lic")
+    if work.contexts and not ours:
+        return Row(coder=coder, workload=work.name, note="has no contexts")
     try:
         if coder == "lic c":
             kernel_name("c")
@@ -238,7 +298,8 @@ def measure(work: Workload, coder: str, repeat: int) -> Row:
     if decoded is not None and not np.array_equal(decoded, work.symbols):
         raise AssertionError(f"{coder} did not return the symbols")
     millions = work.symbols.size / 1e6
-    calls = _call_times(work, coder) if coder.startswith("lic") else (None, None)
+    # A tile is one call with contexts, and whole.
+    calls = _call_times(work, coder) if ours and not work.contexts else (None, None)
     return Row(
         coder=coder,
         workload=work.name,
@@ -286,9 +347,9 @@ def _call_times(work: Workload, coder: str) -> tuple[float, float]:
     return 1e6 * encode_cpu / _CALLS, 1e6 * decode_cpu / _CALLS
 
 
-def run(symbols: int, repeat: int) -> list[Row]:
-    """Return the rows of all coders on both workloads."""
-    works = [factorized(symbols), gaussian(symbols)]
+def run(symbols: int, repeat: int, picture: Path | None = None) -> list[Row]:
+    """Return the rows of all coders on all workloads."""
+    works = [factorized(symbols), gaussian(symbols), *([photo(picture)] if picture else [])]
     slow = max(1, repeat // 10)
     return [
         measure(work, coder, repeat if coder == "lic c" else slow)
@@ -302,11 +363,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lic.codec.benchmark.entropy")
     parser.add_argument("--symbols", type=int, default=CHANNELS * 1536)
     parser.add_argument("--repeat", type=int, default=50)
+    parser.add_argument("--picture", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if options.symbols < 1 or options.repeat < 1:
         parser.error("--symbols and --repeat must be at least 1")
-    rows = run(options.symbols, options.repeat)
+    rows = run(options.symbols, options.repeat, options.picture)
     if options.json:
         sys.stdout.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
     else:

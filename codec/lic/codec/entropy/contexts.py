@@ -8,7 +8,7 @@ Shapes: C channels, h w rows and columns of a tile's latents, T tables.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -34,9 +34,6 @@ BIAS_LIMIT: Final = 2**24
 BESIDE_LIMIT: Final = 128
 """Of a channel's weights, their magnitudes summed: with activities, sums fit 16 bits."""
 MAX_TABLES: Final = 256
-STEP_UNIT: Final = 4096
-OCTAVE_BITS: Final = 11
-"""Of a score, 2^11 parts are a doubling of the scale."""
 
 _DTYPES: dict[str, type[np.integer[Any]]] = {
     "levels": np.uint8,
@@ -128,28 +125,6 @@ class Contexts:
     def __len__(self) -> int:
         return len(self.order)
 
-    def stepped(self, step: int) -> "Contexts":
-        """Return the contexts of symbols in another quantisation step than they were fitted to.
-
-        A magnitude counts for as much as what it stands for, and a scale falls as the step grows.
-
-        Args:
-            step: in 4096ths.
-        """
-        if step == STEP_UNIT:
-            return self
-        scaled = np.arange(LEVELS, dtype=np.int64) * step
-        whole, rest = scaled // STEP_UNIT, scaled % STEP_UNIT
-        levels = self.levels.astype(np.int64)
-        low, high = (levels[np.minimum(each, LEVELS - 1)] for each in (whole, whole + 1))
-        mixed = (low * (STEP_UNIT - rest) + high * rest + STEP_UNIT // 2) // STEP_UNIT
-        bias = self.bias - _log2(step)
-        return replace(
-            self,
-            levels=mixed.astype(np.uint8),
-            bias=np.clip(bias, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32),
-        )
-
     def digest(self) -> bytes:
         """Return the SHA-256 (32 bytes) of all that decides which table is taken."""
         digest = hashlib.sha256(b"contexts 1")
@@ -180,20 +155,3 @@ class Contexts:
         if missing:
             raise ModelMismatchError(f"the contexts lack {', '.join(missing)}")
         return cls(**{name: arrays[name] for name in _DTYPES}, tables=Tables.from_arrays(arrays))
-
-
-def _log2(step: int) -> int:
-    """Return the logarithm of a step in 4096ths, in units of a score, rounded down.
-
-    Digit by digit: the square of a number has twice its logarithm.
-    """
-    fraction = 32
-    exponent = step.bit_length() - 1
-    value = step << (fraction - exponent)
-    found = exponent - (STEP_UNIT.bit_length() - 1)
-    for _ in range(OCTAVE_BITS):
-        value = value * value >> fraction
-        digit = value >> (fraction + 1)
-        value >>= digit
-        found = 2 * found + digit
-    return found

@@ -121,15 +121,22 @@ class EntropyBottleneck(nn.Module):
 
         In training, uniform noise stands for rounding.
         """
+        y_hat = self.approximate(y, training)
+        return y_hat, self.likelihoods(y_hat)
+
+    def approximate(self, y: Tensor, training: bool | None = None) -> Tensor:
+        """Return y_hat (N, M, h, w): y with noise in training, else on the grid."""
         noisy = self.training if training is None else training
         if noisy:
-            y_hat = y + uniform_noise(y)
-        else:
-            y_hat = self.dequantize(self.quantize(y))
+            return y + uniform_noise(y)
+        return self.dequantize(self.quantize(y))
+
+    def likelihoods(self, y_hat: Tensor) -> Tensor:
+        """Return the mass of the intervals around y_hat (N, M, h, w)."""
         values = y_hat.transpose(0, 1).reshape(self.channels, 1, -1)
-        likelihoods = self.likelihood_lower_bound(self.interval_probability(values))
-        rows = (y.shape[1], y.shape[0], *y.shape[2:])
-        return y_hat, likelihoods.reshape(rows).transpose(0, 1)
+        likelihoods: Tensor = self.likelihood_lower_bound(self.interval_probability(values))
+        rows = (y_hat.shape[1], y_hat.shape[0], *y_hat.shape[2:])
+        return likelihoods.reshape(rows).transpose(0, 1)
 
     def aux_loss(self) -> Tensor:
         """Return the distance of the quantiles from the tails' true positions (scalar)."""
