@@ -37,7 +37,6 @@ Random = np.random.Generator
 Symbols = NDArray[np.int16]
 LARGEST = 320
 _CHANNELS = (1, 1, 2, 3, 4, 4, 5, 7, 8, 12, 16, 31, 32, 96, 192, LARGEST)
-_DRAWN_STEPS = (64, 1 << 16)
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,6 @@ def drawn_case(number: int) -> Case:
     tables = pool()[number // len(pool()) % len(pool())]
     channels = int(rng.choice(_CHANNELS))
     contexts = _drawn_contexts(rng, channels, tables)
-    if rng.random() < 0.2:
-        contexts = contexts.stepped(int(rng.integers(*_DRAWN_STEPS)))
     shapes = [_shape(rng, channels) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
     return Case(contexts, tuple(_drawn_symbols(rng, shape) for shape in shapes))
 
