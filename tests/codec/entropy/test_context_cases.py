@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
+from lic.codec.library import select
 from tests.codec.entropy.context_cases import (
     LARGEST,
     Case,
@@ -13,6 +17,7 @@ from tests.codec.entropy.context_cases import (
     is_empty,
     judged,
 )
+from tests.codec.entropy.contexts_check import check_picture
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +72,15 @@ def test_arm64_writes_the_same(cases: list[Case], digests: list[str], tmp_path: 
         pytest.skip("no compiler for arm64, or no emulator")
     wanted = [digest for case, digest in zip(cases, digests, strict=True) if not is_empty(case)]
     assert replay.digests(cases) == ("plain", wanted)
+
+
+@pytest.mark.usefixtures("c_kernel")
+def test_a_picture_of_the_default_model_is_coded_alike(
+    photo: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.png"
+    Image.fromarray(photo).save(path)
+    found = check_picture((select().path, path))
+    assert found.symbols == 96 * 6 * 9
+    assert 0 < found.bits - found.ideal < 8 * 16 + 0.0015 * found.ideal
+    assert set(found.replayed.values()) <= {1}
