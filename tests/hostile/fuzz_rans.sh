@@ -17,7 +17,7 @@ for path in "" "-U__SSE2__"; do
     if command -v clang >/dev/null &&
         clang $flags $path -fsanitize=fuzzer,address,undefined $source -o $target 2>/dev/null; then
         echo "libFuzzer, $(clang --version | head -n 1) $path"
-        $target -max_total_time="$seconds" -max_len=4096 -timeout=5 -rss_limit_mb=1024 \
+        $target -max_total_time="$seconds" -len_control=0 -max_len=4096 -timeout=5 -rss_limit_mb=1024 \
             -print_final_stats=1 -artifact_prefix=$folder/ \
             $folder/corpus
     else
