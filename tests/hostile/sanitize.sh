@@ -28,4 +28,5 @@ sanitized() {
 }
 
 sanitized "" tests/codec/entropy tests/hostile/test_claims.py tests/hostile/test_mutations.py "$@"
-sanitized -U__SSE2__ tests/codec/entropy/test_contexts.py tests/codec/entropy/test_kernel_safety.py "$@"
+sanitized -U__SSE2__ tests/codec/entropy/test_contexts.py \
+    tests/codec/entropy/test_context_cases.py tests/codec/entropy/test_kernel_safety.py "$@"
