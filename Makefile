@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c codec/lic/codec/entropy/_contexts.h
 
-.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda rate-control report-check killed folder-run ray-check round-trips soak contexts-check mutations fuzz fuzz-c sanitize clean
+.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda rate-control contexts-saving report-check killed folder-run ray-check round-trips soak contexts-check mutations fuzz fuzz-c sanitize clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -60,6 +60,10 @@ report-check: $(VENV)/.dev
 # make rate-control KODAK=/path/to/kodak: files of wanted sizes, and how good those between rate points are.
 rate-control: $(VENV)/.dev
 	$(BIN)/python -m tests.codec.rate_control $(KODAK)
+
+# make contexts-saving KODAK=/path/to/kodak: what contexts save of whole files of the embedded models.
+contexts-saving: $(VENV)/.dev
+	$(BIN)/python -m tests.codec.contexts_saving $(KODAK)
 
 benchmark-entropy: $(VENV)/.runtime
 	$(BIN)/python -m lic.codec.benchmark.entropy --repeat 400 --picture samples/kodim23.png

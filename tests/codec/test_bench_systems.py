@@ -17,7 +17,9 @@ from lic.codec.benchmark import classic
 from lic.codec.benchmark.classic import FORMATS, Classic, installed_formats, parse_classic
 from lic.codec.benchmark.systems import LicSystem, System, check_names, lic_systems
 from lic.codec.bundle import Bundle
+from lic.codec.container import Coder, parse_header
 from lic.codec.errors import ConfigError, ModelMismatchError
+from lic.codec.library import select
 from lic.codec.metrics import psnr
 
 Pixels = NDArray[np.uint8]
@@ -191,3 +193,15 @@ def test_files_of_others_are_refused(system: LicSystem, photo: Pixels) -> None:
     other = replace(system, bundles=system.bundles[1:])
     with pytest.raises(ModelMismatchError, match="none of tiny-relu"):
         other.decode(system.code(photo, "1"))
+
+
+def test_files_with_contexts_come_back(photo: Pixels) -> None:
+    bundle = select()
+    assert bundle.contexts is not None
+    system = lic_systems([[bundle]])[0]
+    file = system.code(photo, system.settings[0])
+    assert parse_header(file).coder is Coder.CONTEXTS
+    assert psnr(photo, system.decode(file)) > 25
+    # What `lic info` tells of the file.
+    (told,) = system.details["fingerprints"].values()
+    assert told == parse_header(file).fingerprint.hex()

@@ -243,7 +243,7 @@ class Grid:
                         system=name,
                         setting=str(bundle.manifest.rate_point),
                         path=str(bundle.path.resolve()),
-                        fingerprint=bundle.manifest.fingerprint,
+                        fingerprint=bundle.file_fingerprint.hex(),
                         backend=backend,
                         device=device,
                         threads=threads,

@@ -53,7 +53,8 @@ def list_models(as_json: options.AsJson = False) -> None:
     for bundle in bundles:
         m = bundle.manifest
         lmbda = "" if m.lmbda is None else f"{m.lmbda:g}"
-        cells = (m.name, str(m.rate_point), lmbda, m.metric, m.fingerprint, str(bundle.path))
+        files = bundle.file_fingerprint.hex()
+        cells = (m.name, str(m.rate_point), lmbda, m.metric, files, str(bundle.path))
         table.add_row(*map(escape, cells))
     out.out.print(table)
     if not bundles:

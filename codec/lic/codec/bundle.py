@@ -87,6 +87,11 @@ class Bundle:
         return found
 
     @property
+    def file_fingerprint(self) -> bytes:
+        """What new files carry: that of the contexts, where there are some."""
+        return self.fingerprints.get(Coder.CONTEXTS, self.fingerprint)
+
+    @property
     def embedded(self) -> bool:
         """Whether this is one of lic's own, which every decoder has."""
         return self.path.resolve().is_relative_to(EMBEDDED.resolve())

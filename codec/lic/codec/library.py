@@ -145,7 +145,7 @@ def for_fingerprint(
         if fingerprint in bundle.fingerprints.values():
             return bundle
     if model is not None:
-        found = ", ".join(f"{b.manifest.fingerprint} ({b.label})" for b in candidates[:4])
+        found = ", ".join(f"{b.file_fingerprint.hex()} ({b.label})" for b in candidates[:4])
         raise ModelMismatchError(
             f"the file was made with model {wanted}, but {model} is {found}; leave out --model to "
             "search all installed bundles"

@@ -116,7 +116,7 @@ class LicSystem:
             "precision": self.precision,
             "library": ", ".join(_library(name) for name in engines),
             "fingerprints": {
-                str(b.manifest.rate_point): b.manifest.fingerprint for b in self.bundles
+                str(b.manifest.rate_point): b.file_fingerprint.hex() for b in self.bundles
             },
         }
 
@@ -185,7 +185,7 @@ class LicSystem:
 
     def _find(self, fingerprint: bytes, hint: Model | None) -> Codec:
         for bundle in self.bundles:
-            if bundle.fingerprint == fingerprint:
+            if fingerprint in bundle.fingerprints.values():
                 return self._codec(self.settings[self.bundles.index(bundle) * len(self.steps)])
         raise ModelMismatchError(f"the file was made with {hint}, which is none of {self.name}")
 
