@@ -8,7 +8,8 @@ cd "$(dirname "$0")/../.."
 seconds=${1:-60}
 folder=runs/fuzz-container
 requirements=tests/hostile/requirements-fuzz.txt
-wanted=$(cat $requirements pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c | cksum)
+kernel=codec/lic/codec/entropy
+wanted=$(cat $requirements pyproject.toml hatch_build.py $kernel/_rans.c $kernel/_contexts.h | cksum)
 if [ "$(cat .fuzz/installed 2>/dev/null || true)" != "$wanted" ]; then
     "${PYTHON:-python3}" -m venv --clear .fuzz
     .fuzz/bin/python -m pip install --quiet --disable-pip-version-check -r $requirements -e .

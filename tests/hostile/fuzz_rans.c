@@ -1,99 +1,16 @@
-/* Fuzzes the rANS kernel: table building, encoding, decoding, with whatever the bytes say.
+/* Fuzzes the rANS kernel: table building, contexts, encoding, decoding, with whatever the bytes say.
  *
- * The kernel's source is compiled into this file, and called as Python calls it: through
- * prepare_views and finish_call, with buffers that have exactly the size they claim, so that a
- * sanitizer sees the first byte outside them. Python itself is replaced by the few functions below.
+ * See kernel/calls.h. Compile with -Ikernel, so that the Python.h there is found; with -U__SSE2__
+ * the kernel takes the path of machines without it.
  *
  * With clang -fsanitize=fuzzer this is a libFuzzer target; with -DSTANDALONE a program that makes
  * its own inputs: fuzz_rans SECONDS [SEED], or decodes the files it is given.
  */
-#ifndef KERNEL
-#define KERNEL "../../codec/lic/codec/entropy/_rans.c"
-#endif
-#include KERNEL
+#include "kernel/calls.h"
 
-#include <stdio.h>
 #include <time.h>
 
-/* ---- Python's part ---- */
-
-static long returned;
-static int refused;
-
-PyObject *PyErr_Format(PyObject *kind, const char *format, ...)
-{
-    (void)kind, (void)format;
-    refused = 1;
-    return NULL;
-}
-
-PyObject *PyErr_NoMemory(void)
-{
-    abort();
-}
-
-PyObject *PyExc_ValueError;
-
-PyObject *PyCapsule_New(void *pointer, const char *name, PyCapsule_Destructor destructor)
-{
-    (void)name, (void)destructor;
-    return pointer;
-}
-
-void *PyCapsule_GetPointer(PyObject *capsule, const char *name)
-{
-    (void)name;
-    return capsule;
-}
-
-int PyCapsule_IsValid(PyObject *capsule, const char *name)
-{
-    (void)name;
-    return capsule != NULL;
-}
-
-PyObject *PyLong_FromLong(long value)
-{
-    returned = value;
-    return (PyObject *)&returned;
-}
-
-void PyBuffer_Release(Py_buffer *view)
-{
-    (void)view;
-}
-
-int PyArg_ParseTuple(PyObject *args, const char *format, ...)
-{
-    (void)args, (void)format;
-    abort();
-}
-
-PyObject *PyModuleDef_Init(PyModuleDef *def)
-{
-    (void)def;
-    abort();
-}
-
-PyThreadState *PyEval_SaveThread(void)
-{
-    return NULL;
-}
-
-void PyEval_RestoreThread(PyThreadState *state)
-{
-    (void)state;
-}
-
 /* ---- what the bytes say ---- */
-
-#define CHECK(condition)                                                                \
-    do {                                                                                \
-        if (!(condition)) {                                                             \
-            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);     \
-            abort();                                                                    \
-        }                                                                               \
-    } while (0)
 
 typedef struct {
     const uint8_t *next;
@@ -111,25 +28,15 @@ static uint32_t take(Input *input, size_t bytes)
 /* A buffer on the heap of exactly `size` bytes, filled from the input as far as that goes. */
 static uint8_t *grab(Input *input, size_t size)
 {
-    uint8_t *memory = malloc(size ? size : 1);
+    uint8_t *memory = room(size);
     size_t known = size < input->left ? size : input->left;
-    CHECK(memory);
-    memset(memory, 0, size);
-    memcpy(memory, input->next, known);
-    input->next += known, input->left -= known;
-    if (!size) { /* not even one byte of an empty one may be touched */
-        free(memory);
-        memory = malloc(0);
+    if (size)
+        memset(memory, 0, size);
+    if (known) {
+        memcpy(memory, input->next, known);
+        input->next += known, input->left -= known;
     }
     return memory;
-}
-
-static Py_buffer view_of(void *memory, size_t size)
-{
-    Py_buffer view;
-    memset(&view, 0, sizeof view);
-    view.buf = memory, view.len = (Py_ssize_t)size;
-    return view;
 }
 
 /* Three arrays of raw bytes: nearly all are refused, which is what is tried. */
@@ -182,19 +89,6 @@ static Tables *good_tables(Input *input)
     return (Tables *)capsule;
 }
 
-/* One call of the kernel, as Python makes it; returns its status, or -1 if it was refused. */
-static long call(int (*work)(const Call *, State *), const Tables *tables, State *state,
-                 Py_buffer words, Py_buffer escapes, Py_buffer symbols, Py_buffer indexes,
-                 Py_ssize_t run)
-{
-    Call all;
-    all.state = view_of(state, sizeof *state);
-    all.words = words, all.escapes = escapes, all.symbols = symbols, all.indexes = indexes;
-    all.run = run, all.tables = tables;
-    refused = 0;
-    return finish_call(&all, work) ? returned : -1;
-}
-
 /* Anything at all: states, positions, indexes, runs that fit nothing. */
 static void any_call(Input *input, const Tables *tables)
 {
@@ -202,7 +96,7 @@ static void any_call(Input *input, const Tables *tables)
     size_t word_bytes = take(input, 1), escape_bytes = take(input, 1) % 64;
     size_t count = take(input, 1) % 64, run = choice & 1 ? 1 : take(input, 1) % 9, k;
     size_t symbol_bytes = 2 * count * run;
-    int (*work)(const Call *, State *) = choice & 2 ? encode_call : decode_call;
+    PyCFunction work = choice & 2 ? encode : decode;
     State state;
     uint8_t *words, *escapes, *symbols, *indexes;
     uint16_t *index;
@@ -226,92 +120,6 @@ static void any_call(Input *input, const Tables *tables)
         CHECK(returned >= DONE && returned <= BAD_ESCAPE);
     }
     free(indexes), free(symbols), free(escapes), free(words);
-}
-
-typedef struct {
-    const Tables *tables;
-    uint16_t *indexes;
-    size_t count, run, cut;
-} Work;
-
-typedef struct {
-    uint8_t *words, *escapes;
-    size_t word_bytes, escape_bytes;
-    uint32_t lane[LANES];
-} Streams;
-
-/* As Writer.finish does, in two groups: the second one first. */
-static Streams write_streams(const Work *work, const int16_t *symbols)
-{
-    size_t total = work->count * work->run, part;
-    size_t word_room = 2 * total + 2, escape_room = 3 * total;
-    uint8_t *words = malloc(word_room), *escapes = malloc(escape_room ? escape_room : 1);
-    State state = {{LOWER, LOWER, LOWER, LOWER}, total, word_room, escape_room};
-    Streams out;
-    CHECK(words && escapes);
-    for (part = 2; part-- > 0;) {
-        size_t begin = part ? work->cut : 0, end = part ? work->count : work->cut;
-        int16_t *group = malloc((end - begin) * work->run * 2 + 1);
-        CHECK(group);
-        memcpy(group, symbols + begin * work->run, (end - begin) * work->run * 2);
-        CHECK(call(encode_call, work->tables, &state, view_of(words, word_room),
-                   view_of(escapes, escape_room), view_of(group, (end - begin) * work->run * 2),
-                   view_of(work->indexes + begin, (end - begin) * 2), (Py_ssize_t)work->run)
-              == DONE);
-        free(group);
-    }
-    CHECK(state.symbols == 0);
-    out.word_bytes = word_room - state.word, out.escape_bytes = escape_room - state.escape;
-    out.words = malloc(out.word_bytes + 1), out.escapes = malloc(out.escape_bytes + 1);
-    CHECK(out.words && out.escapes);
-    memcpy(out.words, words + state.word, out.word_bytes);
-    memcpy(out.escapes, escapes + state.escape, out.escape_bytes);
-    for (part = 0; part < LANES; part++) {
-        CHECK(state.lane[part] >= LOWER && state.lane[part] <= UINT32_MAX);
-        out.lane[part] = (uint32_t)state.lane[part];
-    }
-    free(words), free(escapes);
-    return out;
-}
-
-/* As Reader does; returns whether it found nothing wrong. `symbols` gets what came out. */
-static int read_streams(const Work *work, const Streams *in, int16_t *symbols)
-{
-    uint8_t *words = malloc(in->word_bytes ? in->word_bytes : 1);
-    uint8_t *escapes = malloc(in->escape_bytes ? in->escape_bytes : 1);
-    State state = {{in->lane[0], in->lane[1], in->lane[2], in->lane[3]}, 0, 0, 0};
-    size_t part, k;
-    int good = 1;
-    CHECK(words && escapes);
-    memcpy(words, in->words, in->word_bytes);
-    memcpy(escapes, in->escapes, in->escape_bytes);
-    for (part = 0; part < 2 && good; part++) {
-        size_t begin = part ? work->cut : 0, end = part ? work->count : work->cut;
-        size_t bytes = (end - begin) * work->run * 2;
-        int16_t *group = malloc(bytes ? bytes : 1);
-        long status;
-        CHECK(group);
-        status = call(decode_call, work->tables, &state, view_of(words, in->word_bytes),
-                      view_of(escapes, in->escape_bytes), view_of(group, bytes),
-                      view_of(work->indexes + begin, (end - begin) * 2), (Py_ssize_t)work->run);
-        CHECK(status >= DONE && status <= BAD_ESCAPE);
-        CHECK(state.word <= in->word_bytes && state.escape <= in->escape_bytes);
-        good = status == DONE;
-        if (good)
-            memcpy(symbols + begin * work->run, group, bytes);
-        free(group);
-    }
-    for (k = 0; k < LANES; k++)
-        good = good && state.lane[k] == LOWER;
-    good = good && state.word == in->word_bytes && state.escape == in->escape_bytes;
-    free(words), free(escapes);
-    return good;
-}
-
-static void free_streams(Streams *streams)
-{
-    free(streams->words);
-    free(streams->escapes);
 }
 
 static int same(const Streams *a, const Streams *b)
@@ -353,9 +161,7 @@ static void round_trip(Input *input, const Tables *tables)
     work.count = take(input, 1) % (choice & 2 ? 200 : 9);
     work.cut = work.count ? take(input, 1) % (work.count + 1) : 0;
     total = work.count * work.run;
-    work.indexes = malloc(2 * work.count + 1);
-    symbols = malloc(2 * total + 1), found = malloc(2 * total + 1);
-    CHECK(work.indexes && symbols && found);
+    work.indexes = room(2 * work.count), symbols = room(2 * total), found = room(2 * total);
     for (k = 0; k < work.count; k++)
         work.indexes[k] = (uint16_t)(take(input, 1) % (size_t)tables->count);
     for (k = 0; k < total; k++) {
@@ -369,7 +175,7 @@ static void round_trip(Input *input, const Tables *tables)
     }
     streams = write_streams(&work, symbols);
     CHECK(read_streams(&work, &streams, found));
-    CHECK(!memcmp(symbols, found, 2 * total));
+    CHECK(!total || !memcmp(symbols, found, 2 * total));
     damage(input, &streams);
     if (read_streams(&work, &streams, found)) {
         again = write_streams(&work, found);
@@ -380,12 +186,16 @@ static void round_trip(Input *input, const Tables *tables)
     free(work.indexes), free(symbols), free(found);
 }
 
+#include "fuzz_contexts.h"
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     Input input = {data, size};
     uint32_t choice = take(&input, 1);
     Tables *tables = choice & 1 ? raw_tables(&input) : good_tables(&input);
-    if (tables && tables->count && choice & 2)
+    if (choice & 4)
+        fuzz_contexts(&input, tables, choice);
+    else if (tables && tables->count && choice & 2)
         round_trip(&input, tables);
     else
         any_call(&input, tables);
@@ -432,7 +242,7 @@ int main(int count, char **arguments)
                                     : next_random(&random));
         LLVMFuzzerTestOneInput(data, size);
     }
-    printf("%llu inputs, nothing wrong\n", (unsigned long long)runs);
+    printf("%llu inputs on the path " PATH ", nothing wrong\n", (unsigned long long)runs);
     return 0;
 }
 

@@ -52,6 +52,10 @@ GRACE: Final = 1.0
 # byte where it embeds a picture, less where a model's symbols take bits.
 BYTES_PER_PIXEL: Final = {False: 40, True: 4096}
 FREE_BYTES: Final = {False: 2**26, True: 2**29}
+# Contexts may make all symbols of a tile cheap, so that memory for them is reserved for every pixel
+# claimed, two bytes for each of up to 192 channels at every 256th; it is touched only as they are
+# decoded.
+RESERVED_BYTES_PER_PIXEL: Final = 2
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,10 @@ class Judge:
             return Allowed(GRACE, FREE_BYTES[self._network])
         claimed = header.width * header.height
         pixels = min(claimed, FREE_PIXELS + MAX_PIXELS_PER_BYTE * len(data))
-        return Allowed(
-            GRACE + SECONDS_PER_PIXEL[self._network] * claimed,
-            FREE_BYTES[self._network] + BYTES_PER_PIXEL[self._network] * pixels,
-        )
+        memory = FREE_BYTES[self._network] + BYTES_PER_PIXEL[self._network] * pixels
+        if header.coder is Coder.CONTEXTS:
+            memory += RESERVED_BYTES_PER_PIXEL * claimed
+        return Allowed(GRACE + SECONDS_PER_PIXEL[self._network] * claimed, memory)
 
     def judge(self, mutated: Mutated) -> Verdict:
         """Return what became of a file; never raises but for what ends the process."""

@@ -80,12 +80,11 @@ def _pictures() -> Iterator[tuple[str, Picture]]:
     yield "noise", Picture(pixels=np.repeat(np.repeat(noise, 2, 0), 2, 1).repeat(3, 2))
 
 
-def _files(codec: Codec) -> Iterator[tuple[str, bytes]]:
+def _files(label: str, codec: Codec) -> Iterator[tuple[str, bytes]]:
     """Yield what a codec makes of all pictures, and a file in tiles and one in each of some steps.
 
     As far as it has any.
     """
-    label = codec.bundle.path.name if codec.bundle.contexts else codec.bundle.manifest.architecture
     for name, picture in _pictures():
         yield f"{label}-{name}", codec.compress(picture).data
     picture = Picture(pixels=_pixels(128, 320, 60, 70))
@@ -126,11 +125,16 @@ def write_kinds(folder: Path, *, network: bool = False) -> None:
     bundles, files = folder / "bundles", folder / "files"
     files.mkdir(parents=True)
     own = family()[1]
-    codecs = [_with_network(own), _with_network(with_contexts(own, bundles / "contexts"))]
+    codecs = {
+        FACTORIZED: _with_network(own, contexts=False),
+        "contexts": _with_network(own),
+        "any-contexts": _with_network(with_contexts(own, bundles / "any-contexts")),
+    }
     for bundle in (_network_bundles if network else _stand_in_bundles)(bundles):
-        codecs.append(_with_network(bundle) if network else stand_in(bundle))
-    for codec in codecs:
-        for name, data in _files(codec):
+        codec = _with_network(bundle) if network else stand_in(bundle)
+        codecs[bundle.manifest.architecture] = codec
+    for label, codec in codecs.items():
+        for name, data in _files(label, codec):
             (files / f"{name}.lic").write_bytes(data)
     for name, data in _lossless_files():
         (files / f"{name}.lic").write_bytes(data)
@@ -138,8 +142,8 @@ def write_kinds(folder: Path, *, network: bool = False) -> None:
     (files / "remarks.lic").write_bytes(remarks)
 
 
-def _with_network(bundle: Bundle) -> Codec:
-    return Codec(bundle, backend="onnx", threads=1)
+def _with_network(bundle: Bundle, *, contexts: bool = True) -> Codec:
+    return Codec(bundle, backend="onnx", threads=1, contexts=contexts)
 
 
 def _stand_in_bundles(folder: Path) -> list[Bundle]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from lic.codec.container import Coder, list_chunks, parse
 from lic.codec.container import file as container_file
-from lic.codec.container import list_chunks, parse
 from lic.codec.latents import walk
 from tests.hostile import mutations, workers
 from tests.hostile.judging import (
@@ -65,6 +65,10 @@ def test_there_are_files_of_every_kind(folder: Path) -> None:
     assert {file.header.colour for file in files} == {1, 3}
     for name in ("icc", "exif", "xmp", "alpha", "model", "meta"):
         assert any(getattr(file, name) for file in files), name
+    of_contexts = [file for file in files if file.header.coder is Coder.CONTEXTS]
+    assert len({file.header.fingerprint for file in of_contexts}) == 2
+    assert {len(file.tiles[0].streams) for file in of_contexts} == {1, 2}
+    assert len({file.header.step for file in of_contexts}) > 2
     starts = {file.tiles[0].streams[0][:4] for file in files}
     assert {b"\x89PNG", b"RIFF"} <= starts
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from lic.codec.container import Coder, parse, serialize
+from lic.codec.container import parse, serialize
 from lic.codec.image_io import Picture, encode_picture, read_picture
 from lic.codec.library import select
 from lic.codec.pipeline import Codec, decompress
@@ -89,7 +89,7 @@ def test_lossless_pictures_come_back_as_they_were(picture: Picture) -> None:
 def test_coded_pictures_are_what_the_model_makes_of_them(picture: Picture) -> None:
     encoded = codec().compress(picture)
     assert encoded.data == codec().compress(picture).data
-    assert parse(encoded.data).header.coder is Coder.RANS
+    assert parse(encoded.data).header.coder is codec().coding.coder
     found = decompress(encoded.data, find=lambda *_: codec()).picture
     assert_the_same_but_for_pixels(found, picture)
     # The networks one after the other, without a file between them.
