@@ -8,12 +8,18 @@ from lic.codec.image_io.lossless import (
 )
 from lic.codec.image_io.picture import (
     METADATA_KINDS,
+    Described,
+    LazyPicture,
     Picture,
+    PictureInParts,
+    PixelSource,
     agreeing_metadata,
     apply_metadata_policy,
     check_metadata_policy,
     orient,
+    stored_area,
     tag_orientation,
+    turned_area,
     upright,
 )
 from lic.codec.image_io.reader import READABLE, READABLE_SUFFIXES, picture_from_image, read_picture
@@ -24,7 +30,11 @@ __all__ = [
     "READABLE",
     "READABLE_SUFFIXES",
     "WRITABLE",
+    "Described",
+    "LazyPicture",
     "Picture",
+    "PictureInParts",
+    "PixelSource",
     "agreeing_metadata",
     "apply_metadata_policy",
     "check_metadata_policy",
@@ -36,7 +46,9 @@ __all__ = [
     "orient",
     "picture_from_image",
     "read_picture",
+    "stored_area",
     "tag_orientation",
+    "turned_area",
     "upright",
     "write_picture",
 ]
