@@ -29,6 +29,7 @@ CODEC_LAYERS = (
     ("bundle", "backends", "library"),
     ("coding", "quantisation_step", "latent_tiles", "overlapping_tiles"),
     ("pipeline",),
+    ("decoding",),
     ("codec_cache",),
     ("arrays", "pillow_plugin", "benchmark", "inspection", "rate_control"),
     ("self_test",),

@@ -23,6 +23,7 @@ from lic.codec.container import (
     parse_header,
     read_metadata,
 )
+from lic.codec.decoding import decompress
 from lic.codec.entropy import Writer
 from lic.codec.errors import (
     BitstreamError,
@@ -32,7 +33,6 @@ from lic.codec.errors import (
     NumericsError,
 )
 from lic.codec.image_io.lossless import FREE_PIXELS, MAX_PIXELS_PER_BYTE
-from lic.codec.pipeline import decompress
 from lic.codec.results import Decoded
 from lic.codec.tiling import places
 from tests.hostile.kinds import Kinds

@@ -1,6 +1,7 @@
 """Files in, files out: one or many, atomically, with one error never losing the others' results."""
 
 import contextlib
+import io
 import os
 import pickle
 import stat
@@ -13,13 +14,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from lic.cli import parts
 from lic.cli.console import Exit, Output, exit_code, message
 from lic.codec.errors import ConfigError, ImageError, LicError, OutputError
 
 STREAM = "-"
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,21 @@ class Done:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deferred:
+    """A job whose result is written as it is made.
+
+    Attributes:
+        write: makes the result, writes it to a file that can seek, and tells of it; `data` of what
+            it returns is empty.
+        streams: the file need not seek, and the result may be too large to hold: a pipe gets it at
+            once, not when it is whole.
+    """
+
+    write: Callable[[BinaryIO], Done]
+    streams: bool = False
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A job whose result was there already."""
@@ -57,7 +74,7 @@ class CannotOpen:
     error: Exception
 
 
-Work = Callable[[Job], Done]
+Work = Callable[[Job], Done | Deferred]
 OpenWork = Callable[[], Work]
 Outcome = Done | Skipped | CannotOpen | Exception
 
@@ -201,12 +218,26 @@ def read_input(job: Job) -> bytes:
     Raises:
         ImageError: it cannot be read.
     """
+    with open_input(job) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def open_input(job: Job) -> Iterator[BinaryIO]:
+    """Open the input; from a pipe it is read to its end first, as all else can seek.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
     try:
         if job.source:
-            return job.source.read_bytes()
-        if sys.stdin is None:
+            file: BinaryIO = job.source.open("rb")
+        elif sys.stdin is None:
             raise ImageError("stdin: is closed")
-        return sys.stdin.buffer.read()
+        else:
+            file = sys.stdin.buffer
+        with file if job.source else contextlib.nullcontext():
+            yield file if file.seekable() else io.BytesIO(file.read())
     except OSError as error:
         raise ImageError(f"{job.name}: cannot be read ({error.strerror or error})") from None
 
@@ -248,29 +279,76 @@ def write_output(data: bytes, target: Path | None, *, force: bool) -> None:
         OutputError: the target exists or cannot be written.
     """
     check_target(target, force=force)
-    try:
-        if target is None:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        elif target.exists() and not target.is_file():
-            target.write_bytes(data)
+    with _output_errors(target):
+        if target is None or _is_special(target):
+            _write_at_once(data, target)
         else:
-            _write_whole(data, target)
+            _write_whole(lambda file: file.write(data), target)
+
+
+def write_deferred(deferred: Deferred, target: Path | None, *, force: bool) -> Done:
+    """Make a result and write it, whole or not at all, as `write_output` does.
+
+    Only to a pipe or device a result that streams is written before it is whole.
+
+    Raises:
+        LicError: it cannot be made.
+        OutputError: the target exists or cannot be written.
+    """
+    check_target(target, force=force)
+    if target is not None and not _is_special(target):
+        with _output_errors(target):
+            return _write_whole(deferred.write, target)
+    if deferred.streams:
+        with _output_errors(target), _special(target) as file:
+            return deferred.write(file)
+    whole = io.BytesIO()
+    done = deferred.write(whole)
+    with _output_errors(target):
+        _write_at_once(whole.getbuffer(), target)
+    return done
+
+
+def _is_special(target: Path) -> bool:
+    return target.exists() and not target.is_file()
+
+
+@contextlib.contextmanager
+def _output_errors(target: Path | None) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         where = target or "stdout"
         raise OutputError(f"{where}: cannot be written ({error.strerror or error})") from None
 
 
-def _write_whole(data: bytes, target: Path) -> None:
+@contextlib.contextmanager
+def _special(target: Path | None) -> Iterator[BinaryIO]:
+    """Open stdout, or what is neither file nor folder."""
+    if target is not None:
+        with target.open("wb") as file:
+            yield file
+        return
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
+
+
+def _write_at_once(data: bytes | memoryview, target: Path | None) -> None:
+    with _special(target) as file:
+        file.write(data)
+
+
+def _write_whole(write: Callable[[BinaryIO], _Made], target: Path) -> _Made:
     """Write under a short temporary name in the same folder, then rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part, file = parts.create(target.parent)
     try:
         with file:
-            file.write(data)
+            made = write(file)
             parts.publish(part, file, target)
     finally:
         part.unlink(missing_ok=True)
+    return made
 
 
 class Task:
@@ -334,6 +412,8 @@ class Task:
         if self._write:
             check_target(job.target, force=self._force)
         done = work(job)
+        if isinstance(done, Deferred):
+            return write_deferred(done, job.target, force=self._force)
         if self._write:
             write_output(done.data, job.target, force=self._force)
         # The bytes are on disk; keeping those of a whole folder would fill the memory.

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from lic.codec.codec_cache import SHARED
 from lic.codec.container import Limits
+from lic.codec.decoding import decompress
 from lic.codec.errors import ConfigError, ImageError
 from lic.codec.image_io import Picture, upright
 from lic.codec.lossless import compress_lossless
-from lic.codec.pipeline import decompress
 
 
 def encode(

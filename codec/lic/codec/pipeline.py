@@ -3,10 +3,9 @@
 Shapes: H W pixels, C channels, M latent channels, h w latent rows and columns.
 """
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from lic.codec.backends.base import FactorizedBackend
 from lic.codec.backends.device_backend import Decode, DeviceBackend, Encode
 from lic.codec.bundle import Bundle
 from lic.codec.coding import Coding
-from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse, read_part
+from lic.codec.container import Header, LicFile, Model, Tile
 from lic.codec.entropy import SymbolCoder
 from lic.codec.errors import BitstreamError, ConfigError, LimitError, NumericsError
 from lic.codec.image_io import (
@@ -26,11 +25,10 @@ from lic.codec.image_io import (
     LazyPicture,
     Picture,
     PixelSource,
-    decode_lossless,
     encode_lossless,
 )
 from lic.codec.latents import State, quantise, walk
-from lic.codec.library import for_fingerprint, select
+from lic.codec.library import select
 from lic.codec.lossless import compress_lossless, finish_lossless, has_a_chance, lossless_header
 from lic.codec.quantisation_step import check_any_step, check_header_step, check_step
 from lic.codec.regions import Region, whole
@@ -423,89 +421,3 @@ def open_codec(model: str | None = None, rate_point: int | None = None, **option
         ConfigError: no such rate point, backend or device.
     """
     return Codec(select(model, rate_point), **options)
-
-
-def decompress(
-    data: bytes,
-    *,
-    find: Callable[[bytes, Model | None], Codec] | None = None,
-    limits: Limits | None = None,
-    region: Region | None = None,
-) -> Decoded:
-    """Decode a .lic file, or a part of its picture.
-
-    Args:
-        data: the file.
-        find: returns the codec for a fingerprint and the model's readable name; not called for
-            lossless files. None opens whichever installed model the file asks for.
-        limits: sizes to refuse.
-        region: of the picture as it is seen; only the tiles that it needs are looked at.
-
-    Raises:
-        BitstreamError: damaged or of an unknown version.
-        ConfigError: the region is not within the picture.
-        LimitError: larger than `limits`, or a tile larger than its model, allow.
-        ModelMismatchError: no installed model has the file's fingerprint.
-        NumericsError: this device gives other symbols than the encoder's.
-    """
-    if region:
-        return decompress_region(io.BytesIO(data), region, find=find, limits=limits)
-    stages = Stages()
-    with stages.measure("container"):
-        file = parse(data, limits)
-    if file.header.coder is Coder.LOSSLESS:
-        return _lossless(file, whole(file.header), stages)
-    codec = (find or _installed)(file.header.fingerprint, file.model)
-    return _with_stages(codec.decompress(file), stages)
-
-
-def decompress_region(
-    stream: IO[bytes],
-    region: Region,
-    *,
-    find: Callable[[bytes, Model | None], Codec] | None = None,
-    limits: Limits | None = None,
-) -> Decoded:
-    """Decode a part of the picture of a file in a stream that can seek.
-
-    Only metadata and the tiles that are needed are read, and checked. Other arguments and errors
-    are those of `decompress`.
-    """
-    codec: Codec | None = None
-
-    def wanted(header: Header, model: Model | None) -> list[int]:
-        nonlocal codec
-        area = region.area(header)
-        if header.coder is Coder.LOSSLESS:
-            return [0]
-        codec = (find or _installed)(header.fingerprint, model)
-        codec.check_sizes(header)
-        return [place.index for place in codec.wanted(header, area)]
-
-    stages = Stages()
-    with stages.measure("container"):
-        file = read_part(stream, wanted, limits)
-    if codec is None:
-        return _lossless(file, region.area(file.header), stages)
-    return _with_stages(codec.decompress(file, region), stages)
-
-
-def _lossless(file: LicFile, area: Area, stages: Stages) -> Decoded:
-    header = file.header
-    with stages.measure("entropy"):
-        pixels = decode_lossless(
-            file.tiles[0].streams[0],
-            width=header.width,
-            height=header.height,
-            channels=header.colour,
-        )
-    return restore(file, np.ascontiguousarray(pixels[area]), area, stages)
-
-
-def _with_stages(decoded: Decoded, stages: Stages) -> Decoded:
-    stages.add(decoded.stages)
-    return replace(decoded, stages=stages.milliseconds)
-
-
-def _installed(fingerprint: bytes, hint: Model | None) -> Codec:
-    return Codec(for_fingerprint(fingerprint, hint))

@@ -5,8 +5,8 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
-from typing import Final, Literal, Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,13 +226,37 @@ def upright(picture: Picture) -> Picture:
     """Return the picture with its orientation applied to the pixels and reset in the metadata."""
     if picture.orientation == 1:
         return tag_orientation(picture)
-    turned = replace(
-        picture,
-        pixels=orient(picture.pixels, picture.orientation),
-        alpha=None if picture.alpha is None else orient(picture.alpha, picture.orientation),
-        orientation=1,
+    pixels = orient(picture.pixels, picture.orientation)
+    return tag_orientation(replace(picture, pixels=pixels, **_turned(picture)), must_reset=True)
+
+
+def turned_parts(picture: PictureInParts) -> PictureInParts:
+    """Return what `upright` does; every part is turned for itself, when it comes."""
+    turn = picture.orientation
+    if turn == 1:
+        return tag_orientation(picture)
+    height, width, channels = picture.size
+    parts = (
+        (turned_area(area, height, width, turn), orient(pixels, turn))
+        for area, pixels in picture.parts
     )
+    size = (width, height, channels) if turn >= 5 else picture.size
+    turned = replace(picture, size=size, parts=parts, **_turned(picture))
     return tag_orientation(turned, must_reset=True)
+
+
+def _turned(picture: Described) -> dict[str, Any]:
+    """Return what changes beside the pixels."""
+    alpha = None if picture.alpha is None else orient(picture.alpha, picture.orientation)
+    return {"alpha": alpha, "orientation": 1}
+
+
+def in_one_part(picture: Picture) -> PictureInParts:
+    """Return a picture in memory as one that comes."""
+    facts = {field.name: getattr(picture, field.name) for field in fields(Described)}
+    whole = slice(0, picture.height), slice(0, picture.width)
+    size = (picture.height, picture.width, picture.channels)
+    return PictureInParts(size=size, parts=iter([(whole, picture.pixels)]), **facts)
 
 
 def tag_orientation(picture: _Kind, *, must_reset: bool = False) -> _Kind:
