@@ -69,7 +69,7 @@ def run(*arguments: str) -> Run:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, arguments)
     wall = time.perf_counter() - start
-    return Run(used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1000)
+    return Run(used.ru_utime + used.ru_stime, wall, used.ru_maxrss * 1024 / 1e6)
 
 
 def measure(
@@ -96,7 +96,8 @@ def report(runs: dict[tuple[float, str], list[Run]]) -> None:
     """Print medians, against the smallest picture and against decoding all of it."""
     cpu = {key: median(each.cpu for each in found) for key, found in runs.items()}
     first = min(size for size, _ in runs)
-    print("Mpx   step        peak MB   CPU s   wall s   CPU s/Mpx   to the first   slope   of all")
+    head = "Mpx   step        peak MB   CPU s   wall s   CPU s/Mpx   to the first   slope   of all"
+    sys.stdout.write(head + "\n")
     for (size, step), found in runs.items():
         peak = max(each.peak for each in found)
         wall = median(each.wall for each in found)
@@ -108,7 +109,7 @@ def report(runs: dict[tuple[float, str], list[Run]]) -> None:
             line += f" {each:11.3f} {each / unit:14.2f}"
             if size > first:
                 line += f" {(cpu[size, step] - cpu[first, step]) / (size - first):7.3f}"
-        print(line, flush=True)
+        sys.stdout.write(line + "\n")
 
 
 if __name__ == "__main__":

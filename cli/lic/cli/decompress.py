@@ -11,6 +11,7 @@ from lic.cli.console import Output, note_precision
 from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lic.codec.decoding import DecodedInParts
     from lic.codec.regions import Region
     from lic.codec.results import Decoded
 
@@ -91,18 +92,13 @@ def _open_work(
     **engine: Any,
 ) -> batch.Work:
     """Return what decompresses a file; it opens each model once."""
-    from lic.codec.codec_cache import CodecCache
-    from lic.codec.container import Limits
-    from lic.codec.decoding import decompress_parts
     from lic.codec.image_io import LAZY_PIXELS, WRITABLE, write_parts
 
-    find = partial(CodecCache().decoder, model=model, **engine)
-    limits = Limits(max_pixels=max_pixels)
+    decode = opener(model, max_pixels=max_pixels, **engine)
 
     def work(job: batch.Job) -> batch.Deferred:
         kind = format or (job.target.suffix if job.target and job.target.suffix else suffix)
-        with batch.open_input(job) as file:
-            decoded = decompress_parts(file, find=find, limits=limits, region=region)
+        decoded = decode(job, region)
         picture = decoded.picture
 
         def write(file: BinaryIO) -> batch.Done:
@@ -123,6 +119,24 @@ def _open_work(
         return batch.Deferred(write=write, streams=raw and large)
 
     return work
+
+
+def opener(
+    model: str | None, *, max_pixels: int, **engine: Any
+) -> Callable[[batch.Job, "Region | None"], "DecodedInParts"]:
+    """Return the function that decodes a job's file by parts; it opens each model once."""
+    from lic.codec.codec_cache import CodecCache
+    from lic.codec.container import Limits
+    from lic.codec.decoding import decompress_parts
+
+    find = partial(CodecCache().decoder, model=model, **engine)
+    limits = Limits(max_pixels=max_pixels)
+
+    def decode(job: batch.Job, region: "Region | None") -> "DecodedInParts":
+        with batch.open_input(job) as file:
+            return decompress_parts(file, find=find, limits=limits, region=region)
+
+    return decode
 
 
 def decoder(model: str | None, *, max_pixels: int, **engine: Any) -> Callable[[bytes], "Decoded"]:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lic.codec.rate_control import Controlled as Controlled
     from lic.codec.rate_control import RateControl as RateControl
     from lic.codec.rate_control import Target as Target
+    from lic.codec.regions import Region as Region
     from lic.codec.results import Decoded as Decoded
     from lic.codec.results import Encoded as Encoded
 
@@ -58,6 +59,7 @@ _HOMES = {
     **dict.fromkeys(("Header", "Limits", "parse_header"), "container"),
     **dict.fromkeys(("Picture", "read_picture", "write_picture"), "image_io"),
     **dict.fromkeys(("Codec", "open_codec"), "pipeline"),
+    "Region": "regions",
     **dict.fromkeys(("Controlled", "RateControl", "Target"), "rate_control"),
     **dict.fromkeys(("Decoded", "Encoded"), "results"),
 }

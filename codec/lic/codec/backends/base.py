@@ -68,7 +68,7 @@ OUT_OF_MEMORY = re.compile(
 # for every pixel, and a picture may have 2^28. The smaller model's take 150 in the analysis and 480
 # in the synthesis, with ONNX Runtime on a CPU; the larger the windows, the less is seen twice.
 ANALYSIS_PIXELS = 3 * 2**20
-SYNTHESIS_PIXELS = 9 * 2**17
+SYNTHESIS_PIXELS = 2**20
 
 
 class FactorizedBackend(ABC):
