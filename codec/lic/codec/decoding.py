@@ -14,10 +14,9 @@ from lic.codec.container import Coder, Header, LicFile, Limits, Model, parse, re
 from lic.codec.image_io import PictureInParts, decode_lossless, in_one_part
 from lic.codec.library import for_fingerprint
 from lic.codec.pipeline import Codec
-from lic.codec.regions import Region, whole
+from lic.codec.regions import Area, Region, relative, whole
 from lic.codec.results import Decoded, facts, restore
 from lic.codec.stages import Stages
-from lic.codec.tiling import Area, relative
 
 Find = Callable[[bytes, Model | None], Codec]
 

@@ -16,17 +16,15 @@ from lic.codec.backends.base import FactorizedBackend
 from lic.codec.container import Header
 from lic.codec.image_io import PixelSource
 from lic.codec.latents import State
+from lic.codec.regions import Area, common, relative
 from lic.codec.stages import Stages
 from lic.codec.tiling import (
-    Area,
     Padding,
     Place,
     Strip,
     check_finite,
-    common,
     from_network,
     places,
-    relative,
     to_levels,
     to_network,
 )

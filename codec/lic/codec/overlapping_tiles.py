@@ -12,18 +12,16 @@ from lic.codec.backends import Backend
 from lic.codec.container import Header
 from lic.codec.image_io import PixelSource
 from lic.codec.latents import State
+from lic.codec.regions import Area, common, relative
 from lic.codec.stages import Stages
 from lic.codec.tiling import (
-    Area,
     Padding,
     Place,
     Seams,
     check_finite,
-    common,
     from_network,
     naming,
     places,
-    relative,
     tile_to_network,
     to_levels,
 )

@@ -16,10 +16,10 @@ from lic.codec.backends import Backend, open_backend
 from lic.codec.backends.base import FactorizedBackend
 from lic.codec.backends.device_backend import Decode, DeviceBackend, Encode
 from lic.codec.bundle import Bundle
-from lic.codec.coding import Coding
+from lic.codec.coding import Coding, Counted, other_symbols
 from lic.codec.container import Header, LicFile, Model, Tile
 from lic.codec.entropy import SymbolCoder
-from lic.codec.errors import BitstreamError, ConfigError, LimitError, NumericsError
+from lic.codec.errors import BitstreamError, ConfigError, LimitError
 from lic.codec.image_io import (
     Described,
     LazyPicture,
@@ -31,12 +31,11 @@ from lic.codec.latents import State, quantise, walk
 from lic.codec.library import select
 from lic.codec.lossless import compress_lossless, finish_lossless, has_a_chance, lossless_header
 from lic.codec.quantisation_step import check_any_step, check_header_step, check_step
-from lic.codec.regions import Region, whole
+from lic.codec.regions import Area, Region, relative, whole
 from lic.codec.results import Decoded, Encoded, finish, restore
 from lic.codec.stages import Stages, stage
 from lic.codec.tiling import (
     LARGEST_TILE_PIXELS,
-    Area,
     Grid,
     Place,
     check_latent_tile,
@@ -45,7 +44,6 @@ from lic.codec.tiling import (
     places,
     plan,
     plan_latents,
-    relative,
     to_network,
 )
 
@@ -367,7 +365,7 @@ class Codec:
         height, width = self._padding.padded(place.height), self._padding.padded(place.width)
         blank = self.backend.blank(height, width)
         reader = self.coding.reader(header, tile)
-        counted = _Counted(watch(reader))
+        counted = Counted(watch(reader))
         try:
             state, crc = walk(self.backend.steps, blank, counted)
             with stage("entropy"):
@@ -377,34 +375,11 @@ class Codec:
             # loses track, and is rarely still on its feet when the stream ends. The first group's
             # tables, though, are those of its channels, on every device.
             if counted.groups and len(self.backend.steps.groups) > 1:
-                raise _other_symbols(str(error)) from None
+                raise other_symbols(str(error)) from None
             raise
         if crc != tile.symbols_crc:
-            raise _other_symbols(f"CRC-32 {crc:08x}, the encoder's {tile.symbols_crc:08x}")
+            raise other_symbols(f"CRC-32 {crc:08x}, the encoder's {tile.symbols_crc:08x}")
         return state
-
-
-class _Counted:
-    """A coder that passes everything through to another and counts the groups that came back."""
-
-    def __init__(self, coder: SymbolCoder) -> None:
-        self.groups = 0
-        self._coder = coder
-
-    def code(
-        self, symbols: NDArray[np.integer[Any]] | None, indexes: NDArray[np.integer[Any]]
-    ) -> NDArray[np.int16]:
-        known = self._coder.code(symbols, indexes)
-        self.groups += 1
-        return known
-
-
-def _other_symbols(how: str) -> NumericsError:
-    return NumericsError(
-        f"the stream is intact but gave other symbols ({how}): this device computes other entropy "
-        "parameters than the encoder's; decode with the encoder's backend on the same kind of "
-        "device"
-    )
 
 
 def open_codec(model: str | None = None, rate_point: int | None = None, **options: Any) -> Codec:

@@ -5,7 +5,19 @@ from typing import NamedTuple
 from lic.codec.container import Header
 from lic.codec.errors import ConfigError
 from lic.codec.image_io import stored_area
-from lic.codec.tiling import Area
+
+Area = tuple[slice, slice]
+"""Rows and columns of a picture."""
+
+
+def common(one: slice, other: slice) -> slice:
+    """Return what two stretches of a side have in common, which may be less than nothing."""
+    return slice(max(one.start, other.start), min(one.stop, other.stop))
+
+
+def relative(part: slice, whole: slice) -> slice:
+    """Return where a part lies within the whole."""
+    return slice(part.start - whole.start, part.stop - whole.start)
 
 
 class Region(NamedTuple):

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from lic.codec.container import Header, LicFile, Model, Tile, serialize
 from lic.codec.image_io import Described, Picture, decode_alpha, encode_alpha
+from lic.codec.regions import Area
 from lic.codec.stages import Stages
-from lic.codec.tiling import Area
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,20 +106,6 @@ def strips(rows: int, size: int, margin: int) -> Iterator[Strip]:
         yield Strip(start, stop, max(0, start - margin), min(rows, stop + margin))
 
 
-Area = tuple[slice, slice]
-"""Rows and columns of a picture."""
-
-
-def common(one: slice, other: slice) -> slice:
-    """Return what two stretches of a side have in common, which may be less than nothing."""
-    return slice(max(one.start, other.start), min(one.stop, other.stop))
-
-
-def relative(part: slice, whole: slice) -> slice:
-    """Return where a part lies within the whole."""
-    return slice(part.start - whole.start, part.stop - whole.start)
-
-
 class Grid(NamedTuple):
     """Tiles as HEAD stores them: sides of what one owns and overlap, in px; zeros are one tile."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from lic.codec.container.header import Coder, Header, Limits, check_header, pack_head, unpack_head
+from lic.codec.container.leb128 import pack_leb128, read_leb128
 from lic.codec.container.text import Model, pack_strings, unpack_meta, unpack_model
 from lic.codec.errors import BitstreamError, LimitError
 
@@ -341,7 +342,7 @@ def _ancillary(file: LicFile) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _pack_tile(tile: Tile) -> bytes:
-    lengths = b"".join(_leb128(len(stream)) for stream in tile.streams)
+    lengths = b"".join(pack_leb128(len(stream)) for stream in tile.streams)
     first = tile.index | tile.tables << _INDEX_BITS
     head = _TILE.pack(first, tile.symbols_crc, len(tile.streams))
     return b"".join((head, lengths, *tile.streams))
@@ -357,7 +358,10 @@ def unpack_tile(payload: bytes, chunk: Chunk, header: Header) -> Tile:
     position, end = _TILE.size, chunk.length
     lengths = []
     for _ in range(count):
-        length, position = _read_leb128(payload, position, chunk)
+        length, position = read_leb128(payload, position)
+        if length is None:
+            start = chunk.payload.start
+            raise fault(chunk, f"no valid stream length before byte {start + position}")
         lengths.append(length)
     if position + sum(lengths) != end:
         raise fault(chunk, f"streams of {sum(lengths)} bytes, but {end - position} are there")
@@ -388,28 +392,3 @@ def _tile_head(payload: bytes, chunk: Chunk, header: Header) -> tuple[int, int, 
     if index >= header.tile_count:
         raise fault(chunk, f"tile {index}, expected 0..{header.tile_count - 1}")
     return index, crc, count, tables
-
-
-def _leb128(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _read_leb128(payload: bytes, position: int, chunk: Chunk) -> tuple[int, int]:
-    """Return a number below 2**35 and the position after it; only the shortest form is valid."""
-    value = 0
-    for shift in range(0, 35, 7):
-        if position >= chunk.length:
-            break
-        byte = payload[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if shift and not byte:
-                break
-            return value, position
-    raise fault(chunk, f"no valid stream length before byte {chunk.payload.start + position}")
