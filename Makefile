@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py codec/lic/codec/entropy/_rans.c codec/lic/codec/entropy/_contexts.h
 
-.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix memory-hpcm npu-check image image-arm64 image-cuda rate-control contexts-saving report-check killed folder-run ray-check round-trips soak contexts-check mutations fuzz fuzz-c sanitize clean
+.PHONY: demo test lint types check check-measuring oracle eval benchmark-entropy benchmark-hpcm benchmark-training benchmark-objectives export-matrix large memory-hpcm npu-check image image-arm64 image-cuda rate-control contexts-saving report-check killed folder-run ray-check round-trips soak contexts-check mutations fuzz fuzz-c sanitize clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/lic demo samples/kodim23.png --force
@@ -79,6 +79,12 @@ benchmark-hpcm: $(VENV)/.dev
 	        -o runs/hpcm-$$size --force && \
 	    $(BIN)/python -m lic.codec.benchmark.split runs/hpcm-$$size $(PICTURES) $(SPLIT) || exit 1; \
 	done
+
+# Memory and time of pictures of 1, 10 and 100 megapixels, made of the photos in a folder, and of a region:
+# make large PHOTOS=DIR ARGUMENTS="--megapixels 1 10 100 400 --format ppm"
+large: $(VENV)/.dev
+	@test -n "$(PHOTOS)" || { echo "set PHOTOS to a folder of photos"; exit 2; }
+	$(BIN)/python -m tests.codec.large "$(PHOTOS)" $(ARGUMENTS)
 
 # Peak memory of HPCM Base on pictures of 3 and 13 megapixels, minutes; SIZES=--large for 50, too.
 memory-hpcm: $(VENV)/.dev

@@ -88,11 +88,12 @@ def _tiny_bundle(folder: Path, *, seed: int, rate_point: int) -> Path:
 
 @pytest.fixture
 def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the factorized prior coded in tiles, as models with a context are."""
-    from lic.codec.architectures import ARCHITECTURES
+    """Have the factorized prior coded in tiles that overlap, as models with a context are."""
+    from lic.codec.architectures import ARCHITECTURES, Tiling
 
     name = "bmshj2018-factorized"
-    monkeypatch.setitem(ARCHITECTURES, name, replace(ARCHITECTURES[name], tiled=True))
+    overlapping = replace(ARCHITECTURES[name], tiling=Tiling.OVERLAPPING)
+    monkeypatch.setitem(ARCHITECTURES, name, overlapping)
 
 
 @pytest.fixture(scope="session")

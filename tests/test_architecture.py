@@ -22,13 +22,14 @@ ALLOWED = {
 # Lower layers first; a module may import its own layer and those before it.
 CODEC_LAYERS = (
     ("errors", "stages", "workers"),
-    ("architectures", "container", "image_io", "tiling", "metrics"),
+    ("architectures", "container", "image_io", "tiling", "windows", "regions", "metrics"),
     ("entropy", "results", "manifest"),
     ("latents", "lossless", "nudges", "graph_plan"),
     ("models",),
     ("bundle", "backends", "library"),
-    ("coding", "quantisation_step"),
+    ("coding", "quantisation_step", "latent_tiles", "overlapping_tiles"),
     ("pipeline",),
+    ("decoding",),
     ("codec_cache",),
     ("arrays", "pillow_plugin", "benchmark", "inspection", "rate_control"),
     ("self_test",),

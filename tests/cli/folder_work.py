@@ -6,7 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from lic.cli import batch, parts
+from lic.cli import batch, outputs, parts
 from lic.cli.console import Output
 from lic.cli.folder_engine import Crew
 from lic.codec.errors import ModelMismatchError
@@ -54,7 +54,7 @@ def _copy(log: Path, job: batch.Job) -> batch.Done:
             _die()
         case "a":
             # When the result is there, and before anybody is told.
-            batch.write_output(data, job.target, force=True)
+            outputs.write_output(data, job.target, force=True)
             _write_down(log, job)
             _die()
         case "z":

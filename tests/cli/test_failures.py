@@ -364,7 +364,8 @@ def test_usage_errors(lic: Lic, png: Path, tmp_path: Path) -> None:
         ["compress", png, "--metadata", "gps"],
         ["compress", png, "--lossless", "-q", "2"],
         ["compress", png, "--lossless", "--tile", "512"],
-        ["compress", png, "--tile", "512"],
+        ["compress", png, "--tile", "250"],
+        ["decompress", png, "--region", "1,2,3"],
         ["compress", png, "--backend", "torch", "--device", "mps"],
     ):
         assert lic(*arguments).code == 2, arguments

@@ -98,7 +98,7 @@ def test_one_bad_file_never_stops_the_others(
             raise ZeroDivisionError("planted")
         return parse(data, *rest)
 
-    for place in (module, sys.modules["lic.codec.pipeline"]):
+    for place in (module, sys.modules["lic.codec.decoding"]):
         monkeypatch.setattr(place, "parse", breakable)
     done = lic(*command, odd, cut, file, "--json")
     assert done.code == 8

@@ -74,13 +74,13 @@ def test_an_engine_that_computes_something_else_is_found_and_hides_no_other(
     lic: Lic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Channels in another order, as from a converter that mistakes RGB for BGR."""
-    real = FactorizedBackend.synthesize
+    real = FactorizedBackend.pixels
 
-    def swapped(backend: Any, state: Any) -> NDArray[np.float32]:
-        x_hat = real(backend, state)
+    def swapped(backend: Any, *seen: Any) -> NDArray[np.float32]:
+        x_hat = real(backend, *seen)
         return x_hat[:, ::-1] if backend.name == "onnx" else x_hat
 
-    monkeypatch.setattr(FactorizedBackend, "synthesize", swapped)
+    monkeypatch.setattr(FactorizedBackend, "pixels", swapped)
     done = lic("verify", "--self-test", "--json")
     assert done.code == 5
     wrong, right = (json.loads(line) for line in done.out.splitlines())
@@ -92,12 +92,12 @@ def test_an_engine_that_computes_something_else_is_found_and_hides_no_other(
 @pytest.mark.usefixtures("lite")
 def test_engines_that_disagree_are_found(lic: Lic, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each for itself gives a fine picture."""
-    real = FactorizedBackend.synthesize
+    real = FactorizedBackend.pixels
 
-    def brighter(backend: Any, state: Any) -> NDArray[np.float32]:
-        return real(backend, state) + np.float32(0.012 * (backend.name == "torch"))
+    def brighter(backend: Any, *seen: Any) -> NDArray[np.float32]:
+        return real(backend, *seen) + np.float32(0.012 * (backend.name == "torch"))
 
-    monkeypatch.setattr(FactorizedBackend, "synthesize", brighter)
+    monkeypatch.setattr(FactorizedBackend, "pixels", brighter)
     done = lic("verify", "--self-test")
     assert done.code == 5
     assert re.search(r"decodes on \w+ to pixels [34] levels away, expected at most 1", done.err)
@@ -147,10 +147,10 @@ def test_missing_models_are_no_success(lic: Lic, lite: Path) -> None:
 def test_failures_of_several_kinds_end_like_a_batch(
     lic: Lic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(backend: Any, _: Any) -> NDArray[np.float32]:
+    def broken(backend: Any, *_: Any) -> NDArray[np.float32]:
         raise MemoryError if backend.name == "onnx" else ValueError("a bug")
 
-    monkeypatch.setattr(FactorizedBackend, "synthesize", broken)
+    monkeypatch.setattr(FactorizedBackend, "pixels", broken)
     done = lic("verify", "--self-test", "--json")
     assert done.code == 8
     assert [json.loads(line)["exit_code"] for line in done.out.splitlines()] == [6, 1]

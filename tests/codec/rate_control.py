@@ -28,7 +28,6 @@ from lic.codec.pipeline import Codec
 from lic.codec.quantisation_step import nearest_step
 from lic.codec.self_test import embedded_models
 from lic.codec.stages import Stages
-from lic.codec.tiling import places
 from lic.export.rate_distortion import symbol_bits
 
 BPP = (0.15, 0.3, 0.5)
@@ -130,8 +129,7 @@ def tables(codec: Codec, pictures: Sequence[Picture]) -> None:
         exact = build_tables(*model.entropy_bottleneck.pmfs(step))
         shares = []
         for picture in pictures:
-            (place,) = places(codec.header(picture))
-            y = codec.analyze_tile(place, picture.pixels, Stages())
+            ((_, y),) = codec.analyze_tiles(codec.header(picture), picture.pixels, Stages())
             symbols = quantise(y, step)
             best = codec.bundle.tables.of_set(cheapest_set(codec.bundle.tables, symbols))
             shares.append(symbol_bits(symbols[None], best) / symbol_bits(symbols[None], exact) - 1)

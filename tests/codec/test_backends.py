@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from lic.codec.architectures import Margins, strip_margins
+from lic.codec.architectures import Margin, Margins, window_margins
 from lic.codec.backends import base
 from lic.codec.backends.ort_backend import open_ort_backend
 from lic.codec.backends.ort_sessions import Sessions
@@ -100,36 +100,43 @@ def test_a_graph_that_does_not_load_is_the_bundles_fault(
         open_ort_backend(bundle).analyze(np.zeros((1, 3, 16, 16), np.float32))
 
 
+def see_at_most(monkeypatch: pytest.MonkeyPatch, latents: int) -> None:
+    """Have networks see so many latents at once."""
+    monkeypatch.setattr(base, "ANALYSIS_PIXELS", latents * 256)
+    monkeypatch.setattr(base, "SYNTHESIS_PIXELS", latents * 256)
+
+
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_strips_give_what_the_whole_picture_gives(
+@pytest.mark.parametrize("latents", [1, 20, 35])
+def test_windows_give_what_the_whole_picture_gives(
     photo: NDArray[np.uint8],
     monkeypatch: pytest.MonkeyPatch,
     engine: str,
-    rows: int,
+    latents: int,
 ) -> None:
-    """However thin the strips, only rounding may differ: the margin covers the receptive field."""
+    """However small they are, only rounding may differ: the margin covers the receptive field."""
     backend = Codec(select(), backend=engine).backend
     x = to_network(photo, Padding(multiple=16))
     symbols = backend.analyze(x)
     x_hat = backend.synthesize(symbols)
-    monkeypatch.setattr(base, "STRIP_PIXELS", rows * 16 * x.shape[3])
-    in_strips = backend.analyze(x)
-    assert in_strips.shape == symbols.shape
-    assert np.abs(in_strips - symbols).max() <= 1
-    assert np.count_nonzero(in_strips != symbols) <= symbols.size / 500
+    see_at_most(monkeypatch, latents)
+    in_windows = backend.analyze(x)
+    assert in_windows.shape == symbols.shape
+    assert np.abs(in_windows - symbols).max() <= 1
+    assert np.count_nonzero(in_windows != symbols) <= symbols.size / 500
     np.testing.assert_allclose(backend.synthesize(symbols), x_hat, atol=1e-5)
 
 
+@pytest.mark.parametrize("margin", [Margin(0, 2), Margin(1, 1)])
 def test_a_thinner_margin_would_not_do(
-    photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+    photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, margin: Margin
 ) -> None:
     backend = Codec(select()).backend
     x = to_network(photo, Padding(multiple=16))
     symbols = backend.analyze(x)
     whole = backend.synthesize(symbols)
-    monkeypatch.setattr(base, "STRIP_PIXELS", 2 * 16 * x.shape[3])
-    monkeypatch.setattr(backend, "_margins", Margins(1, 1))
+    see_at_most(monkeypatch, 20)
+    monkeypatch.setattr(backend, "_margins", Margins(Margin(2, 1), margin))
     assert np.abs(backend.synthesize(symbols) - whole).max() > 1e-3
 
 
@@ -156,7 +163,7 @@ def test_margins_are_what_the_networks_reach_and_no_wider(
         config[f"{side}_activation"] = "gdnish" if gain else "relu"
         config.update({f"{side}_gain": gain} if gain else {})
     model = FactorizedPrior.from_dict(config).eval()
-    margins = strip_margins(model.config.to_dict())
+    margins = window_margins(model.config.to_dict())
     rows = 24
     with torch.no_grad():
         x, y = torch.zeros(1, 3, 16 * rows, 16), torch.zeros(1, 2, rows, 1)
@@ -164,16 +171,18 @@ def test_margins_are_what_the_networks_reach_and_no_wider(
         for pixel in range(16 * 12, 16 * 13):
             x[:, :, pixel] = torch.nan
             touched = model.analyze(x)[0, 0, :, 0].isnan().nonzero().flatten()
-            # A strip of whole latents needs row 12 if it keeps a latent that row 12 touches.
-            reach |= {abs(int(row) - 12) for row in touched}
+            # A window of whole latents needs row 12 if it keeps a latent that row 12 touches.
+            reach |= {int(row) - 12 for row in touched}
             x.zero_()
         y[:, :, 12] = torch.nan
         touched = model.synthesize(y)[0, 0, :, 0].isnan().nonzero().flatten()
     if encoder.get("eca"):
         assert margins.encoder is None and max(reach) >= 11
     else:
-        assert max(reach) == margins.encoder
-    assert max(abs(int(row) // 16 - 12) for row in touched) == margins.decoder
+        # What touches the rows below it is before those.
+        assert margins.encoder == Margin(before=max(reach), after=-min(reach))
+    rows_of_pixels = {int(row) // 16 - 12 for row in touched}
+    assert margins.decoder == Margin(before=max(rows_of_pixels), after=-min(rows_of_pixels))
 
 
 @pytest.mark.parametrize(
@@ -196,14 +205,15 @@ def test_options_left_out_of_a_config_are_the_blocks_own() -> None:
     from lic.codec.models import FactorizedConfig
 
     config = FactorizedConfig(encoder_activation="gdnish", decoder_activation="gdnish").to_dict()
-    assert strip_margins({**config, "encoder_gain": {}, "decoder_gain": {}}) == strip_margins(
+    assert window_margins({**config, "encoder_gain": {}, "decoder_gain": {}}) == window_margins(
         config
     )
-    assert strip_margins(config) == Margins(3, 3) and strip_margins({}) == Margins(2, 2)
+    assert window_margins(config) == Margins(Margin(3, 2), Margin(2, 3))
+    assert window_margins({}) == Margins(Margin(2, 1), Margin(1, 2))
 
 
 @pytest.mark.parametrize("eca", [False, True])
-def test_strips_of_gain_blocks_give_what_the_whole_picture_gives(
+def test_windows_of_gain_blocks_give_what_the_whole_picture_gives(
     photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, eca: bool, tiny_bundle: Path
 ) -> None:
     """A gate sees the picture's averages, so that its encoder gets the picture in one piece."""
@@ -230,14 +240,14 @@ def test_strips_of_gain_blocks_give_what_the_whole_picture_gives(
     symbols = backend.analyze(x)
     assert np.unique(symbols).size > 3, "too little to prove it"
     x_hat = backend.synthesize(symbols)
-    monkeypatch.setattr(base, "STRIP_PIXELS", 16 * x.shape[3])
-    in_strips = backend.analyze(x)
-    assert np.count_nonzero(in_strips != symbols) <= symbols.size / 500
+    see_at_most(monkeypatch, 36)
+    in_windows = backend.analyze(x)
+    assert np.count_nonzero(in_windows != symbols) <= symbols.size / 500
     np.testing.assert_allclose(backend.synthesize(symbols), x_hat, atol=1e-5)
 
 
 def test_memory_of_a_large_picture_is_bounded() -> None:
-    """12 megapixels: without strips the networks' inner tensors alone would take gigabytes."""
+    """12 megapixels: without windows the networks' inner tensors alone would take gigabytes."""
     code = """
 import resource, sys
 import subprocess
@@ -256,4 +266,4 @@ sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
-    assert int(done.stdout) < 3000, f"{done.stdout} MiB"
+    assert int(done.stdout) < 1500, f"{done.stdout} MiB"

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from lic.codec.bundle import CONTEXTS, Bundle, tables_to_npz, write_bundle
 from lic.codec.container import Coder, parse, serialize
+from lic.codec.decoding import decompress
 from lic.codec.errors import BitstreamError, ModelMismatchError
 from lic.codec.image_io import Picture, read_picture
 from lic.codec.inspection import bits_by_part
 from lic.codec.library import VARIABLE, select
-from lic.codec.pipeline import Codec, decompress
+from lic.codec.pipeline import Codec
 from lic.trainers.context_fit import FitOptions, fit_contexts
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "kodim23.png"

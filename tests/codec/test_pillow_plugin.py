@@ -21,11 +21,12 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from lic.codec import pillow_plugin
 from lic.codec.codec_cache import SHARED
+from lic.codec.decoding import decompress
 from lic.codec.errors import LicError, ModelMismatchError
 from lic.codec.image_io import Picture, read_picture, upright
 from lic.codec.lossless import compress_lossless
 from lic.codec.pillow_plugin import LicImageFile
-from lic.codec.pipeline import Codec, decompress, open_codec
+from lic.codec.pipeline import Codec, open_codec
 from tests.codec.profiles import cmyk_profile
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

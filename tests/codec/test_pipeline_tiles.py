@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lic.codec import Picture, decompress
-from lic.codec.architectures import ARCHITECTURES
+from lic.codec.architectures import ARCHITECTURES, Tiling
 from lic.codec.bundle import Bundle
 from lic.codec.container import LicFile, Tile, parse, serialize
 from lic.codec.entropy import Writer
@@ -115,19 +115,16 @@ def _header(codec: Codec, pixels: NDArray[np.uint8]) -> Any:
     return codec.compress(Picture(pixels=pixels), tile=TILE).header
 
 
-def test_any_model_decodes_tiles(
+def test_tiles_of_latents_do_not_overlap(
     codec: Codec, large_photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that lic itself never cuts, and from tiles in any order."""
-
+    """Files that say so were not written by a lic, and how to blend them is nowhere said."""
     data = codec.compress(Picture(pixels=large_photo), tile=TILE).data
-    expected = decoded(codec, data)
     name = codec.bundle.manifest.architecture
-    plain = replace(ARCHITECTURES[name], tiled=False)
+    plain = replace(ARCHITECTURES[name], tiling=Tiling.LATENTS)
     monkeypatch.setitem(ARCHITECTURES, name, plain)
-    other = Codec(codec.bundle, backend="onnx", threads=1)
-    np.testing.assert_array_equal(decoded(other, data), expected)
-    assert other.compress(Picture(pixels=large_photo)).header.tile_count == 1
+    with pytest.raises(BitstreamError, match="tiles overlap by 16 px, expected 0"):
+        decoded(Codec(codec.bundle, backend="onnx", threads=1), data)
 
 
 def test_large_pictures_become_tiles_by_themselves(blocks: Codec) -> None:
@@ -168,19 +165,12 @@ def test_what_is_inside_the_picture_is_not_padded(blocks: Codec) -> None:
     assert max(engine.sizes) == (320, 320)
 
 
-def test_tiles_that_cannot_be_are_refused(
-    codec: Codec, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiles_that_cannot_be_are_refused(codec: Codec, photo: NDArray[np.uint8]) -> None:
     picture = Picture(pixels=photo)
     with pytest.raises(ConfigError, match=r"--tile is 250; .*multiples of 16 from 288 to 4096"):
         codec.compress(picture, tile=250)
     with pytest.raises(ConfigError, match="leave out --tile"):
         codec.compress(picture, lossless=True, tile=TILE)
-
-    monkeypatch.undo()
-    assert not ARCHITECTURES[codec.bundle.manifest.architecture].tiled
-    with pytest.raises(ConfigError, match=r"tiny-relu q1 codes .* leave out --tile"):
-        codec.compress(picture, tile=TILE)
 
 
 def test_a_lossless_winner_has_no_tiles(codec: Codec) -> None:

@@ -23,6 +23,7 @@ from lic.codec.container import (
     parse_header,
     read_metadata,
 )
+from lic.codec.decoding import decompress
 from lic.codec.entropy import Writer
 from lic.codec.errors import (
     BitstreamError,
@@ -31,8 +32,9 @@ from lic.codec.errors import (
     ModelMismatchError,
     NumericsError,
 )
+from lic.codec.image_io import upright
 from lic.codec.image_io.lossless import FREE_PIXELS, MAX_PIXELS_PER_BYTE
-from lic.codec.pipeline import decompress
+from lic.codec.regions import Region
 from lic.codec.results import Decoded
 from lic.codec.tiling import places
 from tests.hostile.kinds import Kinds
@@ -107,6 +109,10 @@ class Recorder:
         self.symbols.append(np.ascontiguousarray(found, dtype="<i2").tobytes())
         self._writer.code(found, indexes)
         return found
+
+
+# The side of the part of each picture that is decoded alone, in px.
+CORNER = 40
 
 
 class UnsoundError(Exception):
@@ -184,8 +190,10 @@ class Judge:
             UnsoundError: decoded, and should not have been.
         """
         metadata = _metadata(data)
+        corner = self._corner(data)
         decoded = decompress(data, find=self._kinds.find)
         file = parse(data)
+        self._check_corner(corner, decoded)
         if metadata != (file.model, file.icc, file.exif, file.xmp, file.alpha is not None):
             raise UnsoundError("metadata read alone are others than those of the whole file")
         pixels, alpha = _digests(decoded)
@@ -195,6 +203,35 @@ class Judge:
         return Content(
             file.header, self._symbols(file), crcs, pixels if self._network else 0, alpha
         )
+
+    def _corner(self, data: bytes) -> NDArray[np.uint8] | None:
+        """Return the last pixels of a file as they are seen, decoded alone; None if refused."""
+        try:
+            header = parse_header(data)
+            width, height = header.width, header.height
+            if header.orientation >= 5:
+                width, height = height, width
+            region = Region(
+                max(0, width - CORNER), max(0, height - CORNER), min(CORNER, width),
+                min(CORNER, height),
+            )  # fmt: skip
+            decoded = decompress(data, find=self._kinds.find, region=region)
+        except DOCUMENTED:
+            return None
+        return upright(decoded.picture).samples
+
+    def _check_corner(self, corner: NDArray[np.uint8] | None, decoded: Decoded) -> None:
+        """Hold it against the whole picture; what is refused alone is refused with the rest.
+
+        Raises:
+            UnsoundError: it is another.
+        """
+        whole = upright(decoded.picture).samples
+        expected = whole[-CORNER:, -CORNER:]
+        if corner is None or corner.shape != expected.shape:
+            raise UnsoundError("a part of a picture that decodes is refused, or of another size")
+        if np.abs(corner.astype(np.int16) - expected).max() > int(self._network):
+            raise UnsoundError("a part of a picture, decoded alone, differs from the whole")
 
     def _symbols(self, file: LicFile) -> tuple[bytes, ...]:
         codec = self._kinds.find(file.header.fingerprint)

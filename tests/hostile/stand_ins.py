@@ -116,7 +116,7 @@ class BlackBackend(FactorizedBackend):
         raise AssertionError("a stand-in has no encoder")
 
     def _decode(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
-        height, width = (self._stride * side for side in y_hat.shape[2:])
+        height, width = (self.stride * side for side in y_hat.shape[2:])
         return np.zeros((1, 3, height, width), np.float32)
 
 

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from lic.codec.bundle import EMBEDDED, Bundle
 from lic.codec.container import Coder, Header, LicFile, Tile, parse, serialize
+from lic.codec.decoding import decompress
 from lic.codec.entropy import PRECISION, ContextWriter, Reader, Tables, Writer
 from lic.codec.entropy import rans as rans_module
 from lic.codec.errors import BitstreamError, LicError, LimitError
 from lic.codec.image_io import Picture, decode_lossless, encode_lossless, read_picture
 from lic.codec.image_io.lossless import FREE_PIXELS, MAX_PIXELS_PER_BYTE
 from lic.codec.library import select
-from lic.codec.pipeline import Codec, decompress
+from lic.codec.pipeline import Codec
 from tests.hostile.stand_ins import PARTS, context_bundle, stand_in, with_contexts
 
 LARGEST = (2**18, 2**10), (2**14, 2**14), (2**10, 2**18)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from lic.cli.app import run
 from lic.codec.container import Coder, parse, serialize
+from lic.codec.decoding import decompress
 from lic.codec.errors import BitstreamError, LicError
 from lic.codec.image_io import Picture
 from lic.codec.library import select
-from lic.codec.pipeline import Codec, decompress
+from lic.codec.pipeline import Codec
 from lic.codec.results import Decoded
 
 HEADER_BYTES = 52

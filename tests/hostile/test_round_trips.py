@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lic.codec.container import parse, serialize
+from lic.codec.decoding import decompress
 from lic.codec.image_io import Picture, encode_picture, read_picture
 from lic.codec.library import select
-from lic.codec.pipeline import Codec, decompress
+from lic.codec.pipeline import Codec
 from lic.codec.tiling import from_network, to_levels, to_network
 
 stable = settings(

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from lic.codec.bundle import Bundle
 from lic.codec.container import LicFile, list_chunks, parse, serialize
+from lic.codec.decoding import decompress
 from lic.codec.errors import BitstreamError, LicError, NumericsError
 from lic.codec.image_io import Picture
-from lic.codec.pipeline import Codec, decompress
+from lic.codec.pipeline import Codec
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 
 from lic.codec.container import parse
+from lic.codec.decoding import decompress
 from lic.codec.image_io import read_picture
 from lic.codec.metrics import psnr
-from lic.codec.pipeline import decompress
 from tests.images.container import (
     Container,
     Fault,

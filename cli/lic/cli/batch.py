@@ -1,6 +1,7 @@
 """Files in, files out: one or many, atomically, with one error never losing the others' results."""
 
 import contextlib
+import io
 import os
 import pickle
 import stat
@@ -13,10 +14,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lic.cli import parts
 from lic.cli.console import Exit, Output, exit_code, message
+from lic.cli.outputs import check_target, write_made, write_output
 from lic.codec.errors import ConfigError, ImageError, LicError, OutputError
 
 STREAM = "-"
@@ -45,6 +47,21 @@ class Done:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deferred:
+    """A job whose result is written as it is made.
+
+    Attributes:
+        write: makes the result, writes it to a file that can seek, and tells of it; `data` of what
+            it returns is empty.
+        streams: the file need not seek, and the result may be too large to hold: a pipe gets it at
+            once, not when it is whole.
+    """
+
+    write: Callable[[BinaryIO], Done]
+    streams: bool = False
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A job whose result was there already."""
@@ -57,7 +74,7 @@ class CannotOpen:
     error: Exception
 
 
-Work = Callable[[Job], Done]
+Work = Callable[[Job], Done | Deferred]
 OpenWork = Callable[[], Work]
 Outcome = Done | Skipped | CannotOpen | Exception
 
@@ -201,76 +218,28 @@ def read_input(job: Job) -> bytes:
     Raises:
         ImageError: it cannot be read.
     """
+    with open_input(job) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def open_input(job: Job) -> Iterator[BinaryIO]:
+    """Open the input; from a pipe it is read to its end first, as all else can seek.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
     try:
         if job.source:
-            return job.source.read_bytes()
-        if sys.stdin is None:
+            file: BinaryIO = job.source.open("rb")
+        elif sys.stdin is None:
             raise ImageError("stdin: is closed")
-        return sys.stdin.buffer.read()
+        else:
+            file = sys.stdin.buffer
+        with file if job.source else contextlib.nullcontext():
+            yield file if file.seekable() else io.BytesIO(file.read())
     except OSError as error:
         raise ImageError(f"{job.name}: cannot be read ({error.strerror or error})") from None
-
-
-def check_target(target: Path | None, *, force: bool) -> None:
-    """Refuse early what writing would refuse late.
-
-    Raises:
-        OutputError: the target exists, is a folder, or lies where nobody may look or write.
-    """
-    if target is None:
-        return
-    try:
-        found = target.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        _check_folder(target)
-        return
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
-    if stat.S_ISDIR(found):
-        raise OutputError(f"{target}: is a folder; name a file")
-    if stat.S_ISREG(found) and not force:
-        raise OutputError(f"{target}: exists already; -f overwrites it")
-
-
-def _check_folder(target: Path) -> None:
-    """Refuse a target whose folder neither can be made nor takes new files."""
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if not folder.is_dir():
-        raise OutputError(f"{target}: cannot be written ({folder} is no folder)")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{target}: cannot be written (no permission to write into {folder})")
-
-
-def write_output(data: bytes, target: Path | None, *, force: bool) -> None:
-    """Write the whole result or nothing; a pipe or device is written to, not replaced.
-
-    Raises:
-        OutputError: the target exists or cannot be written.
-    """
-    check_target(target, force=force)
-    try:
-        if target is None:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        elif target.exists() and not target.is_file():
-            target.write_bytes(data)
-        else:
-            _write_whole(data, target)
-    except OSError as error:
-        where = target or "stdout"
-        raise OutputError(f"{where}: cannot be written ({error.strerror or error})") from None
-
-
-def _write_whole(data: bytes, target: Path) -> None:
-    """Write under a short temporary name in the same folder, then rename."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part, file = parts.create(target.parent)
-    try:
-        with file:
-            file.write(data)
-            parts.publish(part, file, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Task:
@@ -334,6 +303,8 @@ class Task:
         if self._write:
             check_target(job.target, force=self._force)
         done = work(job)
+        if isinstance(done, Deferred):
+            return write_made(done.write, job.target, force=self._force, streams=done.streams)
         if self._write:
             write_output(done.data, job.target, force=self._force)
         # The bytes are on disk; keeping those of a whole folder would fill the memory.

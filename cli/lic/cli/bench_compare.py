@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from lic.cli import options
-from lic.cli.batch import check_target, write_output
 from lic.cli.console import Output
 from lic.cli.measuring import number
+from lic.cli.outputs import check_target, write_output
 from lic.codec.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lic.cli import options
-from lic.cli.batch import check_target, write_output
 from lic.cli.console import Exit, Output, note_precision
 from lic.cli.measuring import NONE, bundles_of, chosen, named, number, progress_bar
+from lic.cli.outputs import check_target, write_output
 from lic.codec.errors import ConfigError, LicError, OutputError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lic.cli import batch, options
+from lic.cli import options, outputs
 from lic.cli.console import Output
 from lic.cli.extras import require
 from lic.codec.errors import ConfigError, ImageError, OutputError
@@ -65,7 +65,7 @@ def report(
         raise ConfigError("--view and --view-bpp need --pictures FOLDER, where the pictures lie")
     if plots is not None:
         require("report", "matplotlib")
-    batch.check_target(output, force=force)
+    outputs.check_target(output, force=force)
     for folder in (plots, tables):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file; expected a folder")
@@ -93,10 +93,10 @@ def report(
 
         extra |= {plots / name: data for name, data in plot_files(content).items()}
     for path in extra:
-        batch.check_target(path, force=force)
+        outputs.check_target(path, force=force)
     page = make_page(content, views, command)
     for path, data in {**extra, output: page}.items():
-        batch.write_output(data, path, force=force)
+        outputs.write_output(data, path, force=force)
     for folder in filter(None, (plots, tables)):
         out.note(f"{folder}: {sum(path.parent == folder for path in extra)} files")
     out.note(f"{output}: {len(page) / 1e6:.1f} MB, opens in any browser")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lic.cli import batch, options
+from lic.cli import options, outputs
 from lic.cli.console import Exit, Output
 from lic.cli.measuring import bundles_of, chosen, named
 from lic.codec.errors import ConfigError
@@ -153,7 +153,7 @@ def speed(
             if output:
                 # After each row: an interruption loses the one under way.
                 again = force or len(rows) > 1 or resume
-                batch.write_output(results().to_bytes(), output, force=again)
+                outputs.write_output(results().to_bytes(), output, force=again)
     if not as_json:
         from lic.cli.bench_speed_tables import print_tables
 
@@ -164,7 +164,7 @@ def speed(
 
 def _previous(output: Path | None, *, resume: bool, force: bool) -> "SpeedResults | None":
     """Return the results to go on with; without --resume the file must not exist."""
-    batch.check_target(output, force=force or resume)
+    outputs.check_target(output, force=force or resume)
     if not resume:
         return None
     if output is None:

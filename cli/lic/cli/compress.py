@@ -1,5 +1,6 @@
 """lic compress: pictures -> .lic files."""
 
+import contextlib
 import io
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from lic.cli.decompress import decoder
 from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lic.codec.image_io import Picture
+    from lic.codec.image_io import LazyPicture, Picture
     from lic.codec.rate_control import Controlled, RateControl, Target
     from lic.codec.results import Decoded, Encoded
 
@@ -37,8 +38,8 @@ def compress(
     tile: Annotated[
         int | None,
         typer.Option(
-            help="Code in tiles of this side in px, overlap included. Default: large pictures "
-            "only, and only for models that need it."
+            help="Code in tiles of this side in px, with what they overlap if they do. Default: "
+            "large pictures only."
         ),
     ] = None,
     target_bpp: targets.Bpp = None,
@@ -104,7 +105,7 @@ def _open_work(
     **engine: Any,
 ) -> batch.Work:
     """Return what compresses a file, with its model loaded."""
-    from lic.codec.image_io import apply_metadata_policy, read_picture
+    from lic.codec.image_io import apply_metadata_policy, open_picture
     from lic.codec.rate_control import Controlled
     from lic.codec.results import Encoded
 
@@ -113,13 +114,23 @@ def _open_work(
 
     def work(job: batch.Job) -> batch.Done:
         start = time.perf_counter()
-        data = batch.read_input(job)
-        picture = read_picture(io.BytesIO(data), max_pixels=max_pixels, name=job.name)
-        picture = apply_metadata_policy(picture, keep)
-        read_ms = (time.perf_counter() - start) * 1000
-        found = encode(picture)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(batch.open_input(job))
+            opened = open_picture(file, max_pixels=max_pixels, name=job.name)
+            picture = apply_metadata_policy(stack.enter_context(opened), keep)
+            read_ms = (time.perf_counter() - start) * 1000
+            found = encode(picture)
+            return report(job, picture, found, file.seek(0, io.SEEK_END), read_ms)
+
+    def report(
+        job: batch.Job,
+        picture: "Picture | LazyPicture",
+        found: "Encoded | Controlled",
+        input_bytes: int,
+        read_ms: float,
+    ) -> batch.Done:
         encoded = found if isinstance(found, Encoded) else found.encoded
-        values = _values(job, len(data), encoded, {"read": read_ms, **encoded.stages})
+        values = _values(job, input_bytes, encoded, {"read": read_ms, **encoded.stages})
         if dry_run:
             values["psnr"] = _psnr(picture, decode(encoded.data))
         text = _text(values)
@@ -138,7 +149,7 @@ def _encoder(
     tile: int | None,
     target: "Target | None",
     **engine: Any,
-) -> Callable[["Picture"], "Encoded | Controlled"]:
+) -> Callable[["Picture | LazyPicture"], "Encoded | Controlled"]:
     """Return the function that codes a picture; the model is loaded now, so that it fails now."""
     from lic.codec.lossless import compress_lossless
     from lic.codec.pipeline import open_codec
@@ -161,7 +172,7 @@ def _encoder(
         codec.check_tile(tile)
     codec.backend.load(encoder=True)
 
-    def encode(picture: "Picture") -> "Encoded":
+    def encode(picture: "Picture | LazyPicture") -> "Encoded":
         return codec.compress(picture, lossless=None, tile=tile)
 
     return encode
@@ -169,20 +180,20 @@ def _encoder(
 
 def _controlled(
     control: "RateControl", target: "Target", tile: int | None
-) -> Callable[["Picture"], "Controlled"]:
+) -> Callable[["Picture | LazyPicture"], "Controlled"]:
     """Return the function that codes a picture to a target; what cannot be fails now."""
     codec = control.codec(control.first)
     if tile is not None:
         codec.check_tile(tile)
     codec.backend.load(encoder=True, decoder=not target.of_size)
 
-    def encode(picture: "Picture") -> "Controlled":
+    def encode(picture: "Picture | LazyPicture") -> "Controlled":
         return control.compress(picture, target, lossless=None, tile=tile)
 
     return encode
 
 
-def _psnr(picture: "Picture", decoded: "Decoded") -> float | None:
+def _psnr(picture: "Picture | LazyPicture", decoded: "Decoded") -> float | None:
     """Return the PSNR of what a decoder gives; None stands for infinity, which JSON lacks."""
     from lic.codec.metrics import psnr
 

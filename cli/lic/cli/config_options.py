@@ -220,7 +220,7 @@ def write_config(config: TrainConfig, path: Path, out: Output) -> None:
     """
     import tomli_w
 
-    from lic.cli.batch import write_output
+    from lic.cli.outputs import write_output
 
     data = tomli_w.dumps(config.to_dict()).encode()
     write_output(data, path, force=True)

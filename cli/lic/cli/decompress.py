@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -11,7 +11,8 @@ from lic.cli.console import Output, note_precision
 from lic.codec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lic.codec.image_io import Picture
+    from lic.codec.decoding import DecodedInParts
+    from lic.codec.regions import Region
     from lic.codec.results import Decoded
 
 
@@ -25,6 +26,14 @@ def decompress(
         bool,
         typer.Option("--keep-orientation", help="Write the EXIF tag instead of turning pixels."),
     ] = False,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y,W,H",
+            help="Decode this part only, in px of the picture as it is seen: left, top, width, "
+            "height.",
+        ),
+    ] = None,
     model: options.ModelName = None,
     backend: options.BackendOption = "auto",
     device: options.Device = "cpu",
@@ -50,12 +59,26 @@ def decompress(
     plan = batch.plan(inputs, output, accept=frozenset({".lic"}), suffix=suffix)
     note_precision(out, precision, device)
     crew = choose_crew(engine, jobs, files=len(plan), device=device, threads=threads)
+    part = _region(region) if region is not None else None
     open_work = partial(
-        _open_work, model, format, suffix, keep_orientation, max_pixels=max_pixels,
+        _open_work, model, format, suffix, keep_orientation, part, max_pixels=max_pixels,
         backend=backend, device=device, threads=crew.threads, precision=precision,
     )  # fmt: skip
     code = batch.run(plan, open_work, out, crew.work_off, force=force, skip_existing=skip_existing)
     raise typer.Exit(int(code))
+
+
+def _region(text: str) -> "Region":
+    from lic.codec.regions import Region
+
+    try:
+        x, y, width, height = (int(number) for number in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--region is {text!r}; expected four whole numbers, x,y,width,height in px, such as "
+            "0,0,512,512"
+        ) from None
+    return Region(x, y, width, height)
 
 
 def _open_work(
@@ -63,35 +86,64 @@ def _open_work(
     format: str | None,
     suffix: str,
     keep_orientation: bool,
+    region: "Region | None",
     *,
     max_pixels: int,
     **engine: Any,
 ) -> batch.Work:
     """Return what decompresses a file; it opens each model once."""
-    from lic.codec.image_io import encode_picture, upright
+    from lic.codec.image_io import LAZY_PIXELS, WRITABLE, write_parts
 
-    decode = decoder(model, max_pixels=max_pixels, **engine)
+    decode = opener(model, max_pixels=max_pixels, **engine)
 
-    def work(job: batch.Job) -> batch.Done:
-        decoded = decode(batch.read_input(job))
-        picture = decoded.picture if keep_orientation else upright(decoded.picture)
+    def work(job: batch.Job) -> batch.Deferred:
         kind = format or (job.target.suffix if job.target and job.target.suffix else suffix)
-        data, notes = encode_picture(picture, kind, bake_orientation=not keep_orientation)
-        values = _values(job, len(data), picture, decoded.stages)
-        text = (
-            f"{values['input']} -> {values['output']}: {values['width']}x{values['height']}, "
-            f"{sum(values['milliseconds'].values()):.0f} ms"
-        )
-        return batch.Done(data=data, values=values, text=text, notes=(*decoded.notes, *notes))
+        decoded = decode(job, region)
+        picture = decoded.picture
+
+        def write(file: BinaryIO) -> batch.Done:
+            written = write_parts(picture, file, kind, bake_orientation=not keep_orientation)
+            size = (picture.width, picture.height)
+            if picture.orientation >= 5 and not keep_orientation:
+                size = size[::-1]
+            values = _values(job, written.size, size, decoded.stages)
+            text = (
+                f"{values['input']} -> {values['output']}: {values['width']}x{values['height']}, "
+                f"{sum(values['milliseconds'].values()):.0f} ms"
+            )
+            notes = (*decoded.notes, *written.notes)
+            return batch.Done(data=b"", values=values, text=text, notes=notes)
+
+        raw = WRITABLE.get("." + kind.lower().removeprefix(".")) == "PPM"
+        large = picture.width * picture.height > LAZY_PIXELS
+        return batch.Deferred(write=write, streams=raw and large)
 
     return work
+
+
+def opener(
+    model: str | None, *, max_pixels: int, **engine: Any
+) -> Callable[[batch.Job, "Region | None"], "DecodedInParts"]:
+    """Return the function that decodes a job's file by parts; it opens each model once."""
+    from lic.codec.codec_cache import CodecCache
+    from lic.codec.container import Limits
+    from lic.codec.decoding import decompress_parts
+
+    find = partial(CodecCache().decoder, model=model, **engine)
+    limits = Limits(max_pixels=max_pixels)
+
+    def decode(job: batch.Job, region: "Region | None") -> "DecodedInParts":
+        with batch.open_input(job) as file:
+            return decompress_parts(file, find=find, limits=limits, region=region)
+
+    return decode
 
 
 def decoder(model: str | None, *, max_pixels: int, **engine: Any) -> Callable[[bytes], "Decoded"]:
     """Return the function that decodes a file's bytes; it opens each model once."""
     from lic.codec.codec_cache import CodecCache
     from lic.codec.container import Limits
-    from lic.codec.pipeline import decompress
+    from lic.codec.decoding import decompress
 
     find = partial(CodecCache().decoder, model=model, **engine)
     limits = Limits(max_pixels=max_pixels)
@@ -103,13 +155,13 @@ def decoder(model: str | None, *, max_pixels: int, **engine: Any) -> Callable[[b
 
 
 def _values(
-    job: batch.Job, size: int, picture: "Picture", stages: dict[str, float]
+    job: batch.Job, count: int, size: tuple[int, int], stages: dict[str, float]
 ) -> dict[str, Any]:
     return {
         "input": job.name,
         "output": str(job.target) if job.target else "stdout",
-        "width": picture.width,
-        "height": picture.height,
-        "bytes": size,
+        "width": size[0],
+        "height": size[1],
+        "bytes": count,
         "milliseconds": {k: round(v, 3) for k, v in stages.items()},
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lic.cli import batch, options
+from lic.cli import options, outputs
 from lic.cli.console import Output, note_precision
 from lic.cli.measuring import bundles_of, number, progress_bar
 from lic.cli.weights import is_checkpoint
@@ -62,7 +62,7 @@ def evaluate(
     from lic.codec.benchmark.evaluate import evaluate as measure
     from lic.codec.benchmark.evaluate import installed_backends, summarise
 
-    batch.check_target(output, force=force)
+    outputs.check_target(output, force=force)
     *named, dataset = paths
     if len(named) + (model is not None) > 1:
         raise ConfigError(f"found {' '.join(paths)}; expected at most one model and one folder")
@@ -96,7 +96,7 @@ def evaluate(
         _print(results, out)
     if output:
         data = (json.dumps(results, indent=1) + "\n").encode()
-        batch.write_output(data, output, force=force)
+        outputs.write_output(data, output, force=force)
     _check_symbols(results, out)
 
 
@@ -173,7 +173,7 @@ def demo(
     target = output / f"{photo.stem}.lic"
     side_by_side = output / f"{photo.stem}-side-by-side.png"
     for path in (target, side_by_side):
-        batch.check_target(path, force=force)
+        outputs.check_target(path, force=force)
     out = Output()
     start = time.perf_counter()
     picture = read_plain(photo)
@@ -182,7 +182,7 @@ def demo(
     codec.compress(picture)  # The first run pays for loading the graphs.
     encoded = codec.compress(picture)
     start = time.perf_counter()
-    batch.write_output(encoded.data, target, force=force)
+    outputs.write_output(encoded.data, target, force=force)
     write_ms = (time.perf_counter() - start) * 1000
     decode = decoder(model, backend=backend, device="cpu", threads=0, max_pixels=0)
     decode(target.read_bytes())
@@ -194,7 +194,7 @@ def demo(
         else:
             side = classic.format.largest_side
             out.note(f"{classic.format.pillow} left out: it holds at most {side} pixels a side")
-    batch.write_output(_draw(picture.pixels, points), side_by_side, force=force)
+    outputs.write_output(_draw(picture.pixels, points), side_by_side, force=force)
     _print_demo(photo, picture.pixels, points, out)
     stages = {"read": read_ms, **encoded.stages, "write": write_ms}
     for name, times in (("encode", stages), ("decode", decoded.stages)):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lic.cli import options
-from lic.cli.batch import check_target, write_output
 from lic.cli.console import Output
 from lic.cli.export_source import Source, find_source, is_int8, refuse
 from lic.cli.extras import require
+from lic.cli.outputs import check_target, write_output
 from lic.codec.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:

@@ -70,7 +70,7 @@ def verify(
 
     With --self-test it is this installation that is checked.
     """
-    from lic.cli.decompress import decoder
+    from lic.cli.decompress import opener
 
     out = Output(-1 if quiet else verbose, as_json)
     engine: dict[str, Any] = {
@@ -87,14 +87,14 @@ def verify(
         raise ConfigError("found no files; name .lic files or - (stdin), or take --self-test")
     if not structure:
         note_precision(out, precision, device)
-    decode = decoder(model, max_pixels=max_pixels, **engine)
+    decode = opener(model, max_pixels=max_pixels, **engine)
 
     def check(job: batch.Job) -> None:
-        data = batch.read_input(job)
         if structure:
-            parse(data, Limits(max_pixels=max_pixels))
+            parse(batch.read_input(job), Limits(max_pixels=max_pixels))
         else:
-            decode(data)
+            for _ in decode(job, None).picture.parts:
+                pass
         out.result({"input": job.name, "ok": True}, f"{job.name}: ok")
 
     _each(files, out, check)
@@ -231,6 +231,7 @@ def _values(name: str, data: bytes, file: LicFile) -> dict[str, Any]:
         "bit_depth": header.bit_depth,
         "orientation": header.orientation,
         "tiles": header.tile_count,
+        "tile_size": f"{header.tile_width}x{header.tile_height}" if header.tile_width else None,
         "coder": header.coder.name.lower(),
         "rate_point": header.rate_point,
         "step": header.step,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lic.codec.container import Header as Header
     from lic.codec.container import Limits as Limits
     from lic.codec.container import parse_header as parse_header
+    from lic.codec.decoding import decompress as decompress
     from lic.codec.errors import BitstreamError as BitstreamError
     from lic.codec.errors import ConfigError as ConfigError
     from lic.codec.errors import ExportError as ExportError
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
     from lic.codec.image_io import read_picture as read_picture
     from lic.codec.image_io import write_picture as write_picture
     from lic.codec.pipeline import Codec as Codec
-    from lic.codec.pipeline import decompress as decompress
     from lic.codec.pipeline import open_codec as open_codec
     from lic.codec.rate_control import Controlled as Controlled
     from lic.codec.rate_control import RateControl as RateControl
     from lic.codec.rate_control import Target as Target
+    from lic.codec.regions import Region as Region
     from lic.codec.results import Decoded as Decoded
     from lic.codec.results import Encoded as Encoded
 
@@ -54,9 +55,11 @@ _ERRORS = (
 _HOMES = {
     **dict.fromkeys(_ERRORS.split(), "errors"),
     **dict.fromkeys(("decode", "encode"), "arrays"),
+    "decompress": "decoding",
     **dict.fromkeys(("Header", "Limits", "parse_header"), "container"),
     **dict.fromkeys(("Picture", "read_picture", "write_picture"), "image_io"),
-    **dict.fromkeys(("Codec", "decompress", "open_codec"), "pipeline"),
+    **dict.fromkeys(("Codec", "open_codec"), "pipeline"),
+    "Region": "regions",
     **dict.fromkeys(("Controlled", "RateControl", "Target"), "rate_control"),
     **dict.fromkeys(("Decoded", "Encoded"), "results"),
 }

@@ -2,9 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, NamedTuple
 
 from lic.codec.errors import ConfigError
+
+
+class Tiling(Enum):
+    """What a tile of a large picture is.
+
+    OVERLAPPING: an area of pixels that is coded as a picture of its own and blended with its
+    neighbours; for networks that need kilobytes for every pixel.
+
+    LATENTS: a rectangle of the whole picture's latents. The transforms see beyond its borders, so
+    that no seam can be there and nothing is coded twice.
+    """
+
+    OVERLAPPING = "overlapping"
+    LATENTS = "latents"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,17 +28,18 @@ class Architecture:
 
     Attributes:
         decoding: tensors whose names start so decide what a decoder computes.
-        tiled: large pictures are coded tile by tile. Networks that only see symbols need none: in
-            strips they give the same as in one piece.
+        tiling: what the tiles of its files are.
     """
 
     decoding: tuple[str, ...]
-    tiled: bool
+    tiling: Tiling
 
 
 FACTORIZED = "bmshj2018-factorized"
 ARCHITECTURES: dict[str, Architecture] = {
-    FACTORIZED: Architecture(decoding=("g_s.", "entropy_bottleneck.quantiles"), tiled=False),
+    FACTORIZED: Architecture(
+        decoding=("g_s.", "entropy_bottleneck.quantiles"), tiling=Tiling.LATENTS
+    ),
     "bmshj2018-hyperprior": Architecture(
         decoding=(
             "g_s.",
@@ -31,7 +47,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "entropy_bottleneck.quantiles",
             "gaussian_conditional.scale_table",
         ),
-        tiled=True,
+        tiling=Tiling.OVERLAPPING,
     ),
     "hpcm": Architecture(
         decoding=(
@@ -43,20 +59,29 @@ ARCHITECTURES: dict[str, Architecture] = {
             "attn_",
             "context_net.",
         ),
-        tiled=True,
+        tiling=Tiling.OVERLAPPING,
     ),
 }
 
 
+class Margin(NamedTuple):
+    """Latents before and after a stretch of them that its own depend on, along either side."""
+
+    before: int
+    after: int
+
+
 class Margins(NamedTuple):
-    """Rows of latents around a strip that its own depend on; None: on the whole picture."""
+    """What a window of latents must see around itself; None: the whole picture."""
 
-    encoder: int | None
-    decoder: int
+    encoder: Margin | None
+    decoder: Margin
 
 
-def strip_margins(config: Mapping[str, Any]) -> Margins:
+def window_margins(config: Mapping[str, Any]) -> Margins:
     """Return the margins of bmshj2018's transforms: four layers of 5x5 at stride 2 on each side.
+
+    A latent's pixels are centred on the first of its 16, which is why the sides differ.
 
     Args:
         config: of a bundle, whose options nobody may have looked at.
@@ -64,19 +89,26 @@ def strip_margins(config: Mapping[str, Any]) -> Margins:
     Raises:
         ConfigError: options of GDN-ish blocks that no model has.
     """
-    encoder: int | None = None
+    encoder = None
     gain = _gain(config, "encoder_gain")
     beside = _beside(gain, "kdw")
     if not gain.get("eca", False):
         # In pixels: each layer, and the depthwise kernel behind it on a grid twice as coarse.
         reach = sum(2 * 2**layer for layer in range(4)) + beside * (2 + 4 + 8)
-        encoder = -(-reach // 16)
+        encoder = Margin(_over(reach, 16), _over(reach - 15, 16))
+    # Backwards through the decoder, from 16 pixels of one latent to what they are made of. A layer
+    # makes 2 i - 2 .. 2 i + 2 of its input i.
     beside = _beside(_gain(config, "decoder_gain"), "k")
-    # Backwards through the decoder: n rows at the output of a layer need n / 2 + 1 of its input.
-    decoder = 1
-    for _ in range(3):
-        decoder = -(-(decoder + beside + 2) // 2)
-    return Margins(encoder, decoder)
+    first, last = 0, 15
+    for layer in range(4):
+        first, last = _over(first - 2, 2), (last + 2) // 2
+        if layer < 3:
+            first, last = first - beside, last + beside
+    return Margins(encoder, Margin(-first, last))
+
+
+def _over(length: int, unit: int) -> int:
+    return -(-length // unit)
 
 
 def _gain(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from lic.codec.codec_cache import SHARED
 from lic.codec.container import Limits
+from lic.codec.decoding import decompress
 from lic.codec.errors import ConfigError, ImageError
 from lic.codec.image_io import Picture, upright
 from lic.codec.lossless import compress_lossless
-from lic.codec.pipeline import decompress
+from lic.codec.regions import Region
 
 
 def encode(
@@ -58,6 +59,7 @@ def decode(
     data: bytes | bytearray | memoryview,
     *,
     limits: Limits | None = None,
+    region: tuple[int, int, int, int] | None = None,
     backend: str = "auto",
     device: str = "cpu",
     threads: int = 0,
@@ -67,6 +69,8 @@ def decode(
     Args:
         data: the file.
         limits: sizes to refuse; the default suits files from strangers.
+        region: x, y, width and height in px of the part to decode, of the picture as it is to be
+            seen; only the tiles that it needs are looked at. None decodes all.
         backend: "auto", "onnx" or "torch".
         device: see the backends.
         threads: of one operator; 0 leaves the choice to the engine.
@@ -75,10 +79,12 @@ def decode(
         uint8 (H, W) gray, (H, W, 2) gray and alpha, (H, W, 3) RGB, (H, W, 4) RGB and alpha.
 
     Raises:
-        LicError: as `decompress` does.
+        LicError: as `decompress` does; ConfigError where the region is not within the picture.
     """
     find = partial(SHARED.decoder, backend=backend, device=device, threads=threads)
-    return upright(decompress(bytes(data), find=find, limits=limits).picture).samples
+    part = Region(*region) if region is not None else None
+    decoded = decompress(bytes(data), find=find, limits=limits, region=part)
+    return upright(decoded.picture).samples
 
 
 def _picture(pixels: NDArray[np.uint8]) -> Picture:

@@ -1,5 +1,7 @@
 """How a bundle's symbols are coded: which tables, and which coder chooses among them."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +19,7 @@ from lic.codec.entropy import (
     Writer,
     cheapest_set,
 )
-from lic.codec.errors import BitstreamError, ModelMismatchError
+from lic.codec.errors import BitstreamError, ModelMismatchError, NumericsError
 
 
 class Coding:
@@ -94,3 +96,28 @@ class Coding:
         contexts = self._bundle.contexts
         assert contexts is not None, "a file's fingerprint names contexts that are there"
         return contexts
+
+
+class Counted:
+    """A coder that passes everything through to another and counts the groups that came back."""
+
+    def __init__(self, coder: SymbolCoder) -> None:
+        self.groups = 0
+        self._coder = coder
+
+    def code(
+        self, symbols: NDArray[np.integer[Any]] | None, indexes: NDArray[np.integer[Any]]
+    ) -> NDArray[np.int16]:
+        """Return the next group."""
+        known = self._coder.code(symbols, indexes)
+        self.groups += 1
+        return known
+
+
+def other_symbols(how: str) -> NumericsError:
+    """Return the error that says how an intact stream gave other symbols than the encoder's."""
+    return NumericsError(
+        f"the stream is intact but gave other symbols ({how}): this device computes other entropy "
+        "parameters than the encoder's; decode with the encoder's backend on the same kind of "
+        "device"
+    )

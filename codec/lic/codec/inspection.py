@@ -2,8 +2,8 @@
 
 from lic.codec.container import LicFile, Tile
 from lic.codec.entropy import Meter, SymbolCoder
-from lic.codec.pipeline import Codec, naming
-from lic.codec.tiling import places
+from lic.codec.pipeline import Codec
+from lic.codec.tiling import naming, places
 
 
 def bits_by_part(codec: Codec, file: LicFile) -> dict[str, float]:

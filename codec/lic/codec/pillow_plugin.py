@@ -32,11 +32,12 @@ from lic.codec.container import (
     parse_header,
     read_metadata,
 )
+from lic.codec.decoding import decompress
 from lic.codec.errors import ConfigError, LicError, LimitError
 from lic.codec.image_io import agreeing_metadata, picture_from_image
 from lic.codec.image_io.exif import EXIF_PREFIX
 from lic.codec.lossless import compress_lossless
-from lic.codec.pipeline import Codec, decompress
+from lic.codec.pipeline import Codec
 from lic.codec.results import Encoded
 
 if TYPE_CHECKING:

@@ -3,45 +3,47 @@
 Shapes: H W pixels, C channels, M latent channels, h w latent rows and columns.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lic.codec.architectures import ARCHITECTURES
+from lic.codec import latent_tiles, overlapping_tiles
+from lic.codec.architectures import ARCHITECTURES, Tiling
 from lic.codec.backends import Backend, open_backend
 from lic.codec.backends.base import FactorizedBackend
 from lic.codec.backends.device_backend import Decode, DeviceBackend, Encode
 from lic.codec.bundle import Bundle
-from lic.codec.coding import Coding
-from lic.codec.container import Coder, Header, LicFile, Limits, Model, Tile, parse
+from lic.codec.coding import Coding, Counted, other_symbols
+from lic.codec.container import Header, LicFile, Model, Tile
 from lic.codec.entropy import SymbolCoder
-from lic.codec.errors import BitstreamError, ConfigError, LimitError, NumericsError
+from lic.codec.errors import BitstreamError, ConfigError, LimitError
 from lic.codec.image_io import (
+    Described,
+    LazyPicture,
     Picture,
-    decode_lossless,
+    PixelSource,
     encode_lossless,
 )
 from lic.codec.latents import State, quantise, walk
-from lic.codec.library import for_fingerprint, select
+from lic.codec.library import select
 from lic.codec.lossless import compress_lossless, finish_lossless, has_a_chance, lossless_header
-from lic.codec.quantisation_step import check_header_step, check_step, stepped
+from lic.codec.quantisation_step import check_any_step, check_header_step, check_step
+from lic.codec.regions import Area, Region, relative, whole
 from lic.codec.results import Decoded, Encoded, finish, restore
 from lic.codec.stages import Stages, stage
 from lic.codec.tiling import (
     LARGEST_TILE_PIXELS,
     Grid,
     Place,
-    Seams,
+    check_latent_tile,
     check_tile,
-    from_network,
+    naming,
     places,
     plan,
-    tile_to_network,
-    to_levels,
+    plan_latents,
     to_network,
 )
 
@@ -90,7 +92,7 @@ class Codec:
 
     def compress(
         self,
-        picture: Picture,
+        picture: Picture | LazyPicture,
         *,
         lossless: bool | None = False,
         tile: int | None = None,
@@ -102,8 +104,8 @@ class Codec:
             picture: pixels and the metadata to keep.
             lossless: True stores the pixels losslessly, False codes them with the model, None
                 takes whichever is smaller where the first has a chance.
-            tile: side in px of the tiles that are coded one by one, with what they overlap; None
-                does so with pictures that are too large for the model in one piece.
+            tile: side in px of the tiles that are coded one by one, with what they overlap if they
+                do; None does so with large pictures.
             step: what a factorized prior's latents are divided by before they are rounded, 0.25 to
                 4 in units of 1 / 4096; a larger one means fewer bits.
 
@@ -121,8 +123,11 @@ class Codec:
             return compress_lossless(picture)
         stages = Stages()
         header = self.header(picture, tile, step)
-        tiles = self._encode(header, picture.pixels, stages)
-        if lossless is None and has_a_chance(picture.pixels):
+        tiles = tuple(
+            self.code_tile(header, place, latents, stages)
+            for place, latents in self.analyze_tiles(header, picture.source, stages)
+        )
+        if lossless is None and has_a_chance(picture.source):
             with stages.measure("lossless trial"):
                 payload = encode_lossless(picture.pixels)
             if len(payload) < sum(len(stream) for each in tiles for stream in each.streams):
@@ -131,7 +136,7 @@ class Codec:
                 return finish_lossless(picture, payload, stages)
         return self.finish(picture, header, tiles, stages)
 
-    def header(self, picture: Picture, tile: int | None = None, step: float = 1.0) -> Header:
+    def header(self, picture: Described, tile: int | None = None, step: float = 1.0) -> Header:
         """Return the HEAD of a picture that `compress` would code with these options.
 
         Raises:
@@ -149,7 +154,7 @@ class Codec:
         )
 
     def finish(
-        self, picture: Picture, header: Header, tiles: tuple[Tile, ...], stages: Stages
+        self, picture: Described, header: Header, tiles: tuple[Tile, ...], stages: Stages
     ) -> Encoded:
         """Put coded tiles and the picture's metadata into a file."""
         # The name helps to find a missing bundle; lic's own need no finding, and 47 bytes are a
@@ -166,11 +171,10 @@ class Codec:
         Raises:
             ConfigError: names the option and what it takes.
         """
-        if not self._tiled:
-            raise ConfigError(
-                f"{self.bundle.label} codes pictures of any size in one piece; leave out --tile"
-            )
-        check_tile(tile, self._padding.multiple)
+        if self._tiling is Tiling.LATENTS:
+            check_latent_tile(tile)
+        else:
+            check_tile(tile, self._padding.multiple)
 
     @property
     def coding_stage(self) -> str:
@@ -182,35 +186,30 @@ class Codec:
         return "context" if len(self.backend.steps.groups) > 1 else "entropy"
 
     @property
-    def _tiled(self) -> bool:
-        return ARCHITECTURES[self.bundle.manifest.architecture].tiled
+    def _tiling(self) -> Tiling:
+        return ARCHITECTURES[self.bundle.manifest.architecture].tiling
 
-    def _plan(self, picture: Picture, tile: int | None) -> Grid:
-        if tile is not None:
-            self.check_tile(tile)
-        if not self._tiled:
-            return Grid()
+    @property
+    def _factorized(self) -> FactorizedBackend:
+        assert isinstance(self.backend, FactorizedBackend), "only its tiles are of latents"
+        return self.backend
+
+    def _plan(self, picture: Described, tile: int | None) -> Grid:
+        if self._tiling is Tiling.LATENTS:
+            return plan_latents(picture.height, picture.width, tile)
         return plan(picture.height, picture.width, self._padding.multiple, tile)
 
-    def _encode(
-        self, header: Header, pixels: NDArray[np.uint8], stages: Stages
-    ) -> tuple[Tile, ...]:
-        """Return the tiles of pixels (H, W, C)."""
-        tiles = []
-        for place in places(header):
-            with naming(place, header):
-                latents = self.analyze_tile(place, pixels, stages)
-                tiles.append(self.code_tile(header, place, latents, stages))
-        return tuple(tiles)
+    def analyze_tiles(
+        self, header: Header, pixels: PixelSource, stages: Stages
+    ) -> Iterator[tuple[Place, State]]:
+        """Yield what `code_tile` codes of each tile: a factorized prior's latents, or the state.
 
-    def analyze_tile(self, place: Place, pixels: NDArray[np.uint8], stages: Stages) -> State:
-        """Return what `code_tile` codes of a tile: a factorized prior's latents, or the state."""
-        with stages.measure("convert"):
-            x = tile_to_network(pixels, place, self._padding)
-        with stages.measure("transform"):
-            if isinstance(self.backend, FactorizedBackend):
-                return self.backend.latents(x)
-            return self.backend.analyze(x)
+        Raises:
+            NumericsError: a latent is not finite or too large to code.
+        """
+        if self._tiling is Tiling.LATENTS:
+            return latent_tiles.analyses(self._factorized, header, pixels, stages)
+        return overlapping_tiles.analyses(self.backend, header, pixels, self._padding, stages)
 
     def symbols(self, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
         """Return a factorized prior's symbols (M, h, w) of pixels (H, W, C) in one piece.
@@ -221,53 +220,107 @@ class Codec:
         """
         if not isinstance(self.backend, FactorizedBackend):
             raise ConfigError(f"{self.bundle.label} is no factorized prior")
-        return quantise(self.backend.latents(to_network(pixels, self._padding)))
+        symbols: NDArray[np.int16] = self.backend.analyze(to_network(pixels, self._padding))
+        return symbols
 
     def code_tile(self, header: Header, place: Place, latents: State, stages: Stages) -> Tile:
-        """Return the tile of what `analyze_tile` gave; a factorized prior's can be coded again.
+        """Return the tile of what `analyze_tiles` gave; a factorized prior's can be coded again.
 
         Raises:
             NumericsError: a latent is not finite or too large to code.
         """
-        state = latents
-        if isinstance(self.backend, FactorizedBackend):
-            with stages.measure("transform"):
-                state = quantise(latents, header.step)
-        with stages.measure(self.coding_stage):
-            factorized = isinstance(self.backend, FactorizedBackend)
-            number = self.coding.tables_for(header, state) if factorized else 0
-            writer = self.coding.writer(header, number)
-            _, crc = walk(self.backend.steps, state, writer)
-            with stage("entropy"):
-                streams = writer.finish()
+        with naming(place, header):
+            state = latents
+            if self._tiling is Tiling.LATENTS:
+                with stages.measure("transform"):
+                    state = quantise(latents, header.step)
+            with stages.measure(self.coding_stage):
+                factorized = isinstance(self.backend, FactorizedBackend)
+                number = self.coding.tables_for(header, state) if factorized else 0
+                writer = self.coding.writer(header, number)
+                _, crc = walk(self.backend.steps, state, writer)
+                with stage("entropy"):
+                    streams = writer.finish()
             return Tile(index=place.index, symbols_crc=crc, streams=streams, tables=number)
 
-    def decompress(self, file: LicFile) -> Decoded:
-        """Decode a file that was made with this model.
+    def decompress(self, file: LicFile, region: Region | None = None) -> Decoded:
+        """Decode a file that was made with this model, or a part of its picture.
+
+        Args:
+            file: with all tiles, or with those `wanted` for the region.
+            region: None decodes the whole picture.
 
         Raises:
             BitstreamError: the stream is damaged.
+            ConfigError: the region is not within the picture.
             LimitError: a tile is larger than this model's memory should be asked to hold.
             NumericsError: the stream is intact but gave other symbols than the encoder's, or the
                 network gave pixels that are not finite.
         """
         stages = Stages()
-        self.check_sizes(file.header)
-        self._check_streams(file)
-        pixels = self._decode(file.header, file.tiles, stages)
-        decoded = restore(file, pixels, stages)
+        area = region.area(file.header) if region else whole(file.header)
+        pixels = np.empty((0, 0, file.header.colour), np.uint8)
+        for part, levels in self.parts(file, area, stages):
+            # Not before: a header can claim any size, its tiles' symbols cannot.
+            if not pixels.size:
+                rows, columns = (side.stop - side.start for side in area)
+                pixels = np.empty((rows, columns, file.header.colour), np.uint8)
+            pixels[tuple(relative(*both) for both in zip(part, area, strict=True))] = levels
+        decoded = restore(file, pixels, area, stages)
         return replace(decoded, notes=(*decoded.notes, *self.backend.notes))
+
+    def parts(
+        self, file: LicFile, area: Area, stages: Stages
+    ) -> Iterator[tuple[Area, NDArray[np.uint8]]]:
+        """Yield parts of an area of the picture with their pixels (a, b, C) as they get done.
+
+        Only what of them is still needed is in memory. Rows of parts come from top to bottom.
+        Arguments and errors are those of `decompress`; the area is of the picture as stored, and
+        `stages` takes the times.
+        """
+        header = file.header
+        self.check_sizes(header)
+        if header.step != 1:
+            check_any_step(self.backend)
+        tiles = {tile.index: tile for tile in file.tiles}
+        places = self.wanted(header, area)
+        self._check_streams(header, places, tiles)
+
+        def read(place: Place) -> State:
+            with naming(place, header), stages.measure(self.coding_stage):
+                return self.read_symbols(header, place, tiles[place.index])
+
+        if self._tiling is Tiling.LATENTS:
+            yield from latent_tiles.areas(self._factorized, header, area, read, stages)
+        else:
+            yield from overlapping_tiles.areas(
+                self.backend, header, area, self._padding, read, stages
+            )
+
+    def wanted(self, header: Header, area: Area) -> list[Place]:
+        """Return the tiles that an area of the picture as stored hangs on, in order."""
+        if self._tiling is Tiling.LATENTS:
+            return latent_tiles.wanted(self._factorized, header, area)
+        return overlapping_tiles.wanted(header, area)
 
     def check_sizes(self, header: Header) -> None:
         """Refuse what `plan` never makes: a few bytes could ask for any memory and time.
 
         Raises:
-            BitstreamError: a quantisation step of a model that has none.
+            BitstreamError: a quantisation step of a model that has none, or an overlap of tiles of
+                latents.
             LimitError: a tile is larger than this model's memory should be asked to hold.
         """
         self.coding.check(header)
         check_header_step(self.bundle, header)
-        for place in places(header) if self._tiled else ():
+        if self._tiling is Tiling.LATENTS:
+            if header.overlap:
+                raise BitstreamError(
+                    f"chunk HEAD at byte 8: tiles overlap by {header.overlap} px, expected 0 of "
+                    f"{self.bundle.manifest.architecture}"
+                )
+            return
+        for place in places(header):
             height, width = self._padding.padded(place.height), self._padding.padded(place.width)
             if height * width > LARGEST_TILE_PIXELS:
                 raise LimitError(
@@ -275,34 +328,20 @@ class Codec:
                     f"{self.bundle.manifest.architecture} is {LARGEST_TILE_PIXELS}"
                 )
 
-    def _check_streams(self, file: LicFile) -> None:
+    def _check_streams(
+        self, header: Header, places: Iterable[Place], tiles: Mapping[int, Tile]
+    ) -> None:
         """Refuse tiles whose streams are too short for what HEAD claims, before a network runs.
 
         Raises:
             BitstreamError: says which tile.
         """
-        for place, tile in zip(places(file.header), file.tiles, strict=True):
+        for place in places:
             height, width = self._padding.padded(place.height), self._padding.padded(place.width)
             # The first group's tables are those of its channels: nothing is computed for them.
             _, indexes = self.backend.steps.propose(0, self.backend.blank(height, width))
-            with naming(place, file.header):
-                self.coding.reader(file.header, tile).expect(indexes)
-
-    def _decode(self, header: Header, tiles: tuple[Tile, ...], stages: Stages) -> NDArray[np.uint8]:
-        """Return pixels (H, W, C) from the tiles of a picture."""
-        pixels = np.empty((0, 0, header.colour), np.uint8)
-        seams = Seams(header.overlap)
-        for place, tile in zip(places(header), tiles, strict=True):
             with naming(place, header):
-                with stages.measure(self.coding_stage):
-                    state = self.read_symbols(header, place, tile)
-                # Not before: a header can claim any size, its tiles' symbols cannot.
-                if place.index == 0:
-                    pixels = np.empty((header.height, header.width, header.colour), np.uint8)
-                self._write_pixels(pixels, place, state, header.step, seams, stages)
-                # It may lie in the device's memory, which the next tile needs.
-                del state
-        return pixels
+                self.coding.reader(header, tiles[place.index]).expect(indexes)
 
     def read_symbols(
         self,
@@ -326,7 +365,7 @@ class Codec:
         height, width = self._padding.padded(place.height), self._padding.padded(place.width)
         blank = self.backend.blank(height, width)
         reader = self.coding.reader(header, tile)
-        counted = _Counted(watch(reader))
+        counted = Counted(watch(reader))
         try:
             state, crc = walk(self.backend.steps, blank, counted)
             with stage("entropy"):
@@ -336,72 +375,11 @@ class Codec:
             # loses track, and is rarely still on its feet when the stream ends. The first group's
             # tables, though, are those of its channels, on every device.
             if counted.groups and len(self.backend.steps.groups) > 1:
-                raise _other_symbols(str(error)) from None
+                raise other_symbols(str(error)) from None
             raise
         if crc != tile.symbols_crc:
-            raise _other_symbols(f"CRC-32 {crc:08x}, the encoder's {tile.symbols_crc:08x}")
+            raise other_symbols(f"CRC-32 {crc:08x}, the encoder's {tile.symbols_crc:08x}")
         return state
-
-    def _write_pixels(
-        self,
-        pixels: NDArray[np.uint8],
-        place: Place,
-        state: State,
-        step: float,
-        seams: Seams,
-        stages: Stages,
-    ) -> None:
-        """Write what a tile makes final into the picture's pixels (H, W, C)."""
-        with stages.measure("transform"):
-            if step == 1:
-                x_hat = self.backend.synthesize(state)
-            else:
-                x_hat = stepped(self.backend).synthesize(state, step)
-            if not np.isfinite(x_hat).all():
-                raise NumericsError(
-                    "the synthesis gave pixels that are NaN or infinite; the network's weights or "
-                    "precision are at fault (half precision overflows like this)"
-                )
-        with stages.measure("convert"):
-            planes = from_network(x_hat, pixels.shape[2])
-            planes = self._padding.crop(planes, place.height, place.width)
-            area, final = seams.join(place, planes)
-            pixels[area] = to_levels(final)
-
-
-class _Counted:
-    """A coder that passes everything through to another and counts the groups that came back."""
-
-    def __init__(self, coder: SymbolCoder) -> None:
-        self.groups = 0
-        self._coder = coder
-
-    def code(
-        self, symbols: NDArray[np.integer[Any]] | None, indexes: NDArray[np.integer[Any]]
-    ) -> NDArray[np.int16]:
-        known = self._coder.code(symbols, indexes)
-        self.groups += 1
-        return known
-
-
-@contextmanager
-def naming(place: Place, header: Header) -> Iterator[None]:
-    """Say in which of several tiles something is wrong."""
-    try:
-        yield
-    except (BitstreamError, NumericsError) as error:
-        if header.tile_count == 1:
-            raise
-        where = f"tile {place.index} (row {place.row}, column {place.column})"
-        raise type(error)(f"{where}: {error}") from error
-
-
-def _other_symbols(how: str) -> NumericsError:
-    return NumericsError(
-        f"the stream is intact but gave other symbols ({how}): this device computes other entropy "
-        "parameters than the encoder's; decode with the encoder's backend on the same kind of "
-        "device"
-    )
 
 
 def open_codec(model: str | None = None, rate_point: int | None = None, **options: Any) -> Codec:
@@ -418,45 +396,3 @@ def open_codec(model: str | None = None, rate_point: int | None = None, **option
         ConfigError: no such rate point, backend or device.
     """
     return Codec(select(model, rate_point), **options)
-
-
-def decompress(
-    data: bytes,
-    *,
-    find: Callable[[bytes, Model | None], Codec] | None = None,
-    limits: Limits | None = None,
-) -> Decoded:
-    """Decode a whole .lic file.
-
-    Args:
-        data: the file.
-        find: returns the codec for a fingerprint and the model's readable name; not called for
-            lossless files. None opens whichever installed model the file asks for.
-        limits: sizes to refuse.
-
-    Raises:
-        BitstreamError: damaged or of an unknown version.
-        LimitError: larger than `limits`, or a tile larger than its model, allow.
-        ModelMismatchError: no installed model has the file's fingerprint.
-        NumericsError: this device gives other symbols than the encoder's.
-    """
-    stages = Stages()
-    with stages.measure("container"):
-        file = parse(data, limits)
-    if file.header.coder is Coder.LOSSLESS:
-        with stages.measure("entropy"):
-            pixels = decode_lossless(
-                file.tiles[0].streams[0],
-                width=file.header.width,
-                height=file.header.height,
-                channels=file.header.colour,
-            )
-        return restore(file, pixels, stages)
-    codec = (find or _installed)(file.header.fingerprint, file.model)
-    decoded = codec.decompress(file)
-    stages.add(decoded.stages)
-    return replace(decoded, stages=stages.milliseconds)
-
-
-def _installed(fingerprint: bytes, hint: Model | None) -> Codec:
-    return Codec(for_fingerprint(fingerprint, hint))

@@ -53,15 +53,14 @@ def check_header_step(bundle: Bundle, header: Header) -> None:
         )
 
 
-def stepped(backend: Backend) -> FactorizedBackend:
-    """Return a backend that quantises in any step.
+def check_any_step(backend: Backend) -> None:
+    """Refuse a backend that takes symbols of a step of 1 only.
 
     Raises:
-        ConfigError: this one does not, such as a device's functions.
+        ConfigError: it does, such as a device's functions.
     """
-    if isinstance(backend, FactorizedBackend) and backend.any_step:
-        return backend
-    raise ConfigError(
-        f"backend {backend.name!r} takes symbols of a quantisation step of 1 only; code with "
-        "backend 'onnx' or 'torch'"
-    )
+    if not (isinstance(backend, FactorizedBackend) and backend.any_step):
+        raise ConfigError(
+            f"backend {backend.name!r} takes symbols of a quantisation step of 1 only; code with "
+            "backend 'onnx' or 'torch'"
+        )

@@ -10,24 +10,24 @@ PSNR, MS-SSIM in dB. Over the logarithm of the step they are nearly straight lin
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from lic.codec.bundle import Bundle
-from lic.codec.container import CHUNK_OVERHEAD, LicFile
+from lic.codec.container import CHUNK_OVERHEAD, Header, LicFile
 from lic.codec.container.header import MAX_STEP
 from lic.codec.errors import ConfigError, TargetError
-from lic.codec.image_io import Picture, encode_alpha
+from lic.codec.image_io import LazyPicture, Picture, encode_alpha
 from lic.codec.latents import State
 from lic.codec.library import family
 from lic.codec.lossless import compress_lossless, has_a_chance
 from lic.codec.metrics import MS_SSIM_LEAST_SIDE, ms_ssim, ms_ssim_db, psnr
-from lic.codec.pipeline import Codec, naming
+from lic.codec.pipeline import Codec
 from lic.codec.quantisation_step import has_steps, nearest_step
 from lic.codec.results import Encoded
 from lic.codec.stages import Stages
-from lic.codec.tiling import places
+from lic.codec.tiling import Place, places
 
 Kind = Literal["bpp", "size", "psnr", "ms-ssim"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -164,7 +164,7 @@ class RateControl:
 
     def compress(
         self,
-        picture: Picture,
+        picture: Picture | LazyPicture,
         target: Target,
         *,
         lossless: bool | None = False,
@@ -195,9 +195,9 @@ class RateControl:
         return kept or search.result()
 
 
-def _lossless(picture: Picture, search: "_Search") -> Controlled | None:
+def _lossless(picture: Picture | LazyPicture, search: "_Search") -> Controlled | None:
     """Return the picture's lossless file where that is the better answer."""
-    if not has_a_chance(picture.pixels):
+    if not has_a_chance(picture.source):
         return None
     encoded, target = compress_lossless(picture), search.target
     size, pixels = len(encoded.data), picture.width * picture.height
@@ -239,7 +239,11 @@ class _Search:
     """The way to one file."""
 
     def __init__(
-        self, control: RateControl, picture: Picture, target: Target, tile: int | None
+        self,
+        control: RateControl,
+        picture: Picture | LazyPicture,
+        target: Target,
+        tile: int | None,
     ) -> None:
         self.target = target
         self.trials: list[_Trial] = []
@@ -314,17 +318,13 @@ class _Search:
         """Code the picture, and where quality counts decode it."""
         codec = self._control.codec(point)
         header = codec.header(self._picture, self._tile, step)
-        known, tiles = self._latents.get(point), []
+        kept = self._has_steps(point)
         fresh: list[State] = []
-        for place in places(header):
-            with naming(place, header):
-                if known:
-                    latents = known[place.index]
-                else:
-                    latents = codec.analyze_tile(place, self._picture.pixels, self._stages)
-                tiles.append(codec.code_tile(header, place, latents, self._stages))
+        tiles = []
+        for place, latents in self._analyses(codec, header, self._latents.get(point)):
+            tiles.append(codec.code_tile(header, place, latents, self._stages))
             # A state with a context is used up, and takes kilobytes a pixel.
-            if not known and self._has_steps(point):
+            if kept:
                 fresh.append(latents)
             del latents
         if fresh:
@@ -343,6 +343,14 @@ class _Search:
         )
         self.trials.append(trial)
         return trial
+
+    def _analyses(
+        self, codec: Codec, header: Header, known: list[State] | None
+    ) -> Iterator[tuple[Place, State]]:
+        """Return every tile with its latents, which are known where a point was tried before."""
+        if known:
+            return zip(places(header), known, strict=True)
+        return codec.analyze_tiles(header, self._picture.source, self._stages)
 
     def _alpha_bytes(self) -> int:
         """Return what the alpha plane adds to a file, which no step changes."""

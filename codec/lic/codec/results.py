@@ -1,12 +1,14 @@
 """What coding gives: files in memory and decoded pictures, and how long each stage took."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lic.codec.container import Header, LicFile, Model, Tile, serialize
-from lic.codec.image_io import Picture, decode_alpha, encode_alpha
+from lic.codec.image_io import Described, Picture, decode_alpha, encode_alpha
+from lic.codec.regions import Area
 from lic.codec.stages import Stages
 
 
@@ -38,7 +40,7 @@ class Decoded:
 
 
 def finish(
-    picture: Picture,
+    picture: Described,
     header: Header,
     tiles: tuple[Tile, ...],
     model: Model | None,
@@ -59,21 +61,30 @@ def finish(
     return Encoded(data=data, header=header, stages=stages.milliseconds, notes=picture.notes)
 
 
-def restore(file: LicFile, pixels: NDArray[np.uint8], stages: Stages) -> Decoded:
-    """Put the metadata back around decoded pixels."""
-    header = file.header
+def restore(file: LicFile, pixels: NDArray[np.uint8], area: Area, stages: Stages) -> Decoded:
+    """Put the metadata back around the decoded pixels (a, b, C) of an area of the picture."""
     with stages.measure("container"):
-        alpha = None
-        if file.alpha is not None:
-            alpha = decode_alpha(file.alpha, width=header.width, height=header.height)
-    picture = Picture(
-        pixels=pixels,
-        alpha=alpha,
-        bit_depth=header.bit_depth,
-        orientation=header.orientation,
-        icc=file.icc,
-        exif=file.exif,
-        xmp=file.xmp,
-        notes=file.warnings,
-    )
+        about = facts(file, area)
+    picture = Picture(pixels=pixels, **about)
     return Decoded(picture=picture, stages=stages.milliseconds, notes=file.warnings)
+
+
+def facts(file: LicFile, area: Area) -> dict[str, Any]:
+    """Return the fields of `Described` for an area of a file's picture.
+
+    Raises:
+        BitstreamError: the alpha plane is damaged.
+    """
+    header = file.header
+    alpha = None
+    if file.alpha is not None:
+        alpha = decode_alpha(file.alpha, width=header.width, height=header.height)[area]
+    return {
+        "alpha": alpha,
+        "bit_depth": header.bit_depth,
+        "orientation": header.orientation,
+        "icc": file.icc,
+        "exif": file.exif,
+        "xmp": file.xmp,
+        "notes": file.warnings,
+    }

@@ -3,6 +3,7 @@
 # Shapes: H W pixels, C channels; a tile's coded area has h w pixels.
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, lcm
@@ -13,11 +14,15 @@ from numpy.typing import NDArray
 
 from lic.codec.container import Header
 from lic.codec.container.header import MAX_TILE_SIDE, MIN_TILE_SIDE, TILE_UNIT
-from lic.codec.errors import ConfigError
+from lic.codec.errors import BitstreamError, ConfigError, NumericsError
+from lic.codec.image_io import PixelSource
 from lic.codec.stages import stage
 
 # Networks with a context keep some kilobytes for every pixel, and memory grows with the area.
 TILE_PIXELS = 2048 * 2048
+# Of tiles of latents: small enough to decode a part of a picture at little cost, large enough that
+# what begins anew in each, the coder's states and contexts, costs a thousandth of the file.
+LATENT_TILE_SIDE = 1024
 # What a decoder accepts of others: the largest tile that can be asked for.
 LARGEST_TILE_PIXELS = MAX_TILE_SIDE**2
 # Wide enough for a ramp that hides the seam; pixels on both sides of a border are paid for twice,
@@ -80,6 +85,11 @@ class Strip(NamedTuple):
         return slice(self.start - self.outer_start, self.stop - self.outer_start)
 
     @property
+    def kept(self) -> slice:
+        """The rows to keep."""
+        return slice(self.start, self.stop)
+
+    @property
     def outer(self) -> slice:
         """All rows that the network sees."""
         return slice(self.outer_start, self.outer_stop)
@@ -132,13 +142,43 @@ def plan(height: int, width: int, multiple: int, tile: int | None = None) -> Gri
     return _grid(height, width, across.owned, down.owned)
 
 
+def plan_latents(height: int, width: int, tile: int | None = None) -> Grid:
+    """Return the tiles of latents of a picture of height x width px: large ones are cut.
+
+    Args:
+        height: px.
+        width: px.
+        tile: side in px of a tile; None chooses.
+
+    Raises:
+        ConfigError: `tile` is no side that the format can have.
+    """
+    if tile is None and height * width <= TILE_PIXELS:
+        return Grid()
+    side = LATENT_TILE_SIDE if tile is None else tile
+    check_latent_tile(side)
+    return Grid() if side >= max(height, width) else Grid(side, side)
+
+
+def check_latent_tile(tile: int) -> None:
+    """Refuse a side that the format cannot have.
+
+    Raises:
+        ConfigError: names the option and what it takes.
+    """
+    _check_side(tile, range(MIN_TILE_SIDE, MAX_TILE_SIDE + 1, TILE_UNIT))
+
+
 def check_tile(tile: int, multiple: int) -> None:
     """Refuse a coded side that a model of this padding, or the format, cannot have.
 
     Raises:
         ConfigError: names the option and what it takes.
     """
-    sides = _coded_sides(multiple)
+    _check_side(tile, _coded_sides(multiple))
+
+
+def _check_side(tile: int, sides: range) -> None:
     if tile not in sides:
         raise ConfigError(
             f"--tile is {tile}; this model takes multiples of {sides.step} from {sides[0]} to "
@@ -242,16 +282,32 @@ def places(header: Header) -> Iterator[Place]:
             yield Place(index=index, row=row, column=column, rows=down, columns=across)
 
 
+@contextmanager
+def naming(place: Place, header: Header) -> Iterator[None]:
+    """Say in which of several tiles something is wrong."""
+    try:
+        yield
+    except (BitstreamError, NumericsError) as error:
+        if header.tile_count == 1:
+            raise
+        where = f"tile {place.index} (row {place.row}, column {place.column})"
+        raise type(error)(f"{where}: {error}") from error
+
+
 class Seams:
     """Joins decoded tiles that come in order of their index.
 
     Within `overlap` px of a border two tiles are known (four where borders cross) and fade into
     each other linearly. What a later tile will still change is kept: columns of the tile before,
     rows of the tiles above. All else is handed on at once.
+
+    The tiles may be those of a part of the grid. Those of its first row and column are not blended
+    with neighbours that were left out.
     """
 
     def __init__(self, overlap: int) -> None:
         self._overlap = overlap
+        self._first: Place | None = None
         self._left = np.empty((0, 0, 0), np.float32)
         self._above: dict[int, NDArray[np.float32]] = {}
 
@@ -264,11 +320,12 @@ class Seams:
         """
         rows, columns = self._final(place.rows), self._final(place.columns)
         height, width = rows.stop - rows.start, columns.stop - columns.start
-        if place.column:
+        self._first = self._first or place
+        if place.column > self._first.column:
             self._fade(self._left, planes)
         self._left = planes[:, :, width:].copy()
         planes = planes[:, :, :width]
-        if place.row:
+        if place.row > self._first.row:
             above = self._above[place.column]
             self._fade(above.swapaxes(1, 2), planes.swapaxes(1, 2))
         self._above[place.column] = planes[:, height:].copy()
@@ -298,12 +355,23 @@ def to_network(
     return np.divide(planes, np.float32(255), dtype=np.float32, order="C")[None]
 
 
-def tile_to_network(
-    pixels: NDArray[np.uint8], place: Place, padding: Padding
-) -> NDArray[np.float32]:
+def tile_to_network(pixels: PixelSource, place: Place, padding: Padding) -> NDArray[np.float32]:
     """Return x (1, 3, H', W') of a tile's coded area, padded, from a picture's pixels (H, W, C)."""
     area = pixels[place.rows.outer, place.columns.outer]
     return to_network(area, padding, alone=area.shape == pixels.shape)
+
+
+def check_finite(x_hat: NDArray[np.float32]) -> None:
+    """Refuse what no pixel can be made of.
+
+    Raises:
+        NumericsError: a sample is NaN or infinite.
+    """
+    if not np.isfinite(x_hat).all():
+        raise NumericsError(
+            "the synthesis gave pixels that are NaN or infinite; the network's weights or "
+            "precision are at fault (half precision overflows like this)"
+        )
 
 
 def from_network(x_hat: NDArray[np.float32], colour: int) -> NDArray[np.float32]:

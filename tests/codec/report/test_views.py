@@ -16,10 +16,11 @@ from lic.codec.benchmark.report.content import Section, gather
 from lic.codec.benchmark.report.reconstruct import Reconstruction, reconstruct
 from lic.codec.benchmark.report.views import View, make_views
 from lic.codec.benchmark.schema import Curve
+from lic.codec.decoding import decompress
 from lic.codec.errors import ConfigError, ImageError, ModelMismatchError
 from lic.codec.image_io import Picture
 from lic.codec.library import DEFAULT_MODEL
-from lic.codec.pipeline import decompress, open_codec
+from lic.codec.pipeline import open_codec
 from tests.codec.report.made import classic_curve, rd_results, write_picture
 
 Pixels = NDArray[np.uint8]

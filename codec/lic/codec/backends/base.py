@@ -5,17 +5,18 @@ Shapes: M latent channels, H W pixels (multiples of the model's stride), h = H /
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from itertools import product
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lic.codec.architectures import strip_margins
+from lic.codec.architectures import window_margins
 from lic.codec.bundle import MANIFEST, Bundle
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.latents import FactorizedSteps, State, Steps, dequantise, quantise
-from lic.codec.tiling import Strip, strips
+from lic.codec.tiling import Strip
+from lic.codec.windows import Span, Windows, cut
 
 
 class Backend(Protocol):
@@ -64,14 +65,16 @@ OUT_OF_MEMORY = re.compile(
 
 
 # Networks see at most about this many pixels at once: their inner tensors take hundreds of bytes
-# for every pixel, and a picture may have 2^28.
-STRIP_PIXELS = 2**21
+# for every pixel, and a picture may have 2^28. The smaller model's take 150 in the analysis and 480
+# in the synthesis, with ONNX Runtime on a CPU; the larger the windows, the less is seen twice.
+ANALYSIS_PIXELS = 3 * 2**20
+SYNTHESIS_PIXELS = 2**20
 
 
 class FactorizedBackend(ABC):
     """What the engines share for the factorized prior, whose state is its symbols (M, h, w).
 
-    Large pictures go through the networks in strips, which changes results by no more than
+    Networks see large pictures through windows, which changes results by no more than
     floating-point rounding. An encoder that is not local, whose channel gates look at the whole
     picture, takes it in one piece, and its memory grows with the picture.
 
@@ -83,52 +86,65 @@ class FactorizedBackend(ABC):
 
     def __init__(self, bundle: Bundle) -> None:
         # One table a channel, so a set of tables says how many there are.
-        self._channels = len(bundle.tables.of_set(0))
-        self._stride = bundle.manifest.stride
+        self.channels = len(bundle.tables.of_set(0))
+        self.stride = bundle.manifest.stride
         try:
-            self._margins = strip_margins(bundle.manifest.config)
+            self._margins = window_margins(bundle.manifest.config)
         except ConfigError as error:
             raise ModelMismatchError(f"{bundle.path / MANIFEST}: {error}") from None
-        self.steps: Steps = FactorizedSteps(self._channels)
+        self.steps: Steps = FactorizedSteps(self.channels)
 
     def blank(self, height: int, width: int) -> State:
         """Return the symbols' shape (M, h, w)."""
-        return self._channels, height // self._stride, width // self._stride
+        return self.channels, height // self.stride, width // self.stride
+
+    def analysis_windows(self, height: int, width: int) -> Windows:
+        """Return what the analysis sees, one after the other, of h x w latents."""
+        rows, columns = (Span(0, side, side) for side in (height, width))
+        return cut(rows, columns, self._margins.encoder, ANALYSIS_PIXELS // self.stride**2)
+
+    def synthesis_windows(self, rows: Span, columns: Span) -> Windows:
+        """Return what the synthesis sees, one after the other, to give what is wanted."""
+        return cut(rows, columns, self._margins.decoder, SYNTHESIS_PIXELS // self.stride**2)
+
+    def latents(self, x: NDArray[np.float32], rows: Strip, columns: Strip) -> NDArray[np.float32]:
+        """Return y less the medians (M, a, b), which is quantised, of what a window keeps.
+
+        `x` (1, 3, H, W) in [0, 1] is all that the window shows.
+        """
+        y = self._encode(x)[0, :, rows.inner, columns.inner]
+        return y.astype(np.float32, copy=False)
+
+    def pixels(
+        self, symbols: NDArray[np.int16], rows: Strip, columns: Strip, step: float
+    ) -> NDArray[np.float32]:
+        """Return x_hat (1, 3, H, W) in [0, 1] of what a window keeps.
+
+        `symbols` (M, a, b) are all that the window shows, quantised in this step.
+        """
+        x_hat = self._decode(dequantise(symbols[None], step))
+        return x_hat[:, :, _scaled(rows.inner, self.stride), _scaled(columns.inner, self.stride)]
 
     def analyze(self, x: NDArray[np.float32], step: float = 1.0) -> State:
         """Return symbols (M, h, w) of x (1, 3, H, W) in [0, 1], quantised in a step."""
-        return quantise(self.latents(x), step)
-
-    def latents(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return y less the medians (M, h, w) of x (1, 3, H, W) in [0, 1]: what is quantised."""
-        rows = [
-            self._encode(x[:, :, self._pixels(strip)])[0, :, strip.inner]
-            for strip in self._strips(
-                x.shape[2] // self._stride, x.shape[3] // self._stride, self._margins.encoder
-            )
-        ]
-        y = rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
-        return y.astype(np.float32, copy=False)
+        _, height, width = self.blank(*x.shape[2:])
+        y = np.empty((self.channels, height, width), np.float32)
+        windows = self.analysis_windows(height, width)
+        for rows, columns in product(windows.rows, windows.columns):
+            area = (_scaled(side.outer, self.stride) for side in (rows, columns))
+            y[:, rows.kept, columns.kept] = self.latents(x[:, :, *area], rows, columns)
+        return quantise(y, step)
 
     def synthesize(self, state: State, step: float = 1.0) -> NDArray[np.float32]:
         """Return x_hat (1, 3, H, W) in [0, 1] from symbols (M, h, w) that were quantised so."""
         _, height, width = state.shape
-        x_hat = np.empty((1, 3, height * self._stride, width * self._stride), np.float32)
-        for strip in self._strips(height, width, self._margins.decoder):
-            y_hat = dequantise(state[None, :, strip.outer_start : strip.outer_stop], step)
-            inner = slice(strip.inner.start * self._stride, strip.inner.stop * self._stride)
-            kept = slice(strip.start * self._stride, strip.stop * self._stride)
-            x_hat[:, :, kept] = self._decode(y_hat)[:, :, inner]
+        x_hat = np.empty((1, 3, height * self.stride, width * self.stride), np.float32)
+        windows = self.synthesis_windows(Span(0, height, height), Span(0, width, width))
+        for rows, columns in product(windows.rows, windows.columns):
+            area = (_scaled(side.kept, self.stride) for side in (rows, columns))
+            symbols = state[:, rows.outer, columns.outer]
+            x_hat[:, :, *area] = self.pixels(symbols, rows, columns, step)
         return x_hat
-
-    def _strips(self, height: int, width: int, margin: int | None) -> Iterator[Strip]:
-        """Yield strips of latent rows that keep the networks' memory in bounds; None: one."""
-        if margin is None:
-            return strips(height, height, 0)
-        return strips(height, max(1, STRIP_PIXELS // (width * self._stride**2)), margin)
-
-    def _pixels(self, strip: Strip) -> slice:
-        return slice(strip.outer_start * self._stride, strip.outer_stop * self._stride)
 
     @abstractmethod
     def _encode(self, x: NDArray[np.float32]) -> NDArray[np.floating]:
@@ -137,3 +153,7 @@ class FactorizedBackend(ABC):
     @abstractmethod
     def _decode(self, y_hat: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return x_hat (1, 3, H, W) from y_hat less the medians (1, M, h, w)."""
+
+
+def _scaled(part: slice, factor: int) -> slice:
+    return slice(part.start * factor, part.stop * factor)

@@ -72,7 +72,7 @@ class DeviceBackend(FactorizedBackend):
         self.load(decoder=True)
         assert self._decoder
         found = np.asarray(self._decoder(y_hat.astype(np.int32)))
-        height, width = (side * self._stride for side in y_hat.shape[2:])
+        height, width = (side * self.stride for side in y_hat.shape[2:])
         self._check("decode", found, (1, 3, height, width))
         return found.astype(np.float32).clip(0, 1)
 

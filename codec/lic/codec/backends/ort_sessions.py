@@ -48,6 +48,9 @@ class Sessions:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
+        # For a factorized prior's few large tensors memory that is planned ahead is 7 % more, and
+        # no faster.
+        options.enable_mem_pattern = "plan" in self._bundle.manifest.graphs
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
 

@@ -3,7 +3,7 @@
 Shapes: H W pixels, C channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lic.codec.architectures import ARCHITECTURES, Tiling
 from lic.codec.benchmark.datasets import read_plain
 from lic.codec.bundle import Bundle
 from lic.codec.container import Header, parse
@@ -195,13 +196,24 @@ def _estimator(bundle: Bundle, device: str) -> Estimate | None:
 
     def estimate(pixels: NDArray[np.uint8], header: Header) -> float:
         total = 0.0
-        for place in places(header):
-            x = tile_to_network(pixels, place, bundle.manifest.padding)
+        for x in _seen(bundle, pixels, header):
             with torch.inference_mode(), memory_errors():
                 total += float(bits(model(torch.from_numpy(x).to(there)).likelihoods))
         return total
 
     return estimate
+
+
+def _seen(
+    bundle: Bundle, pixels: NDArray[np.uint8], header: Header
+) -> Iterator[NDArray[np.float32]]:
+    """Yield x (1, 3, H, W) of all that is coded as a picture of its own."""
+    padding = bundle.manifest.padding
+    if ARCHITECTURES[bundle.manifest.architecture].tiling is Tiling.LATENTS:
+        yield to_network(pixels, padding)
+        return
+    for place in places(header):
+        yield tile_to_network(pixels, place, padding)
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:

@@ -73,8 +73,8 @@ class LicSubject:
     def decode(self, source: Path, target: Path) -> Milliseconds:
         """Decompress to a PPM file."""
         from lic.codec.container import Limits
+        from lic.codec.decoding import decompress
         from lic.codec.image_io import write_picture
-        from lic.codec.pipeline import decompress
 
         stages = Stages()
         with stages.measure("read"):

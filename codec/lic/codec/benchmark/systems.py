@@ -17,9 +17,10 @@ from lic.codec.backends import engine
 from lic.codec.benchmark.machine import cpu_name
 from lic.codec.bundle import Bundle
 from lic.codec.container import Model
+from lic.codec.decoding import decompress
 from lic.codec.errors import ConfigError, ModelMismatchError
 from lic.codec.image_io import Picture
-from lic.codec.pipeline import Codec, decompress
+from lic.codec.pipeline import Codec
 from lic.codec.quantisation_step import check_step
 
 Pixels = NDArray[np.uint8]

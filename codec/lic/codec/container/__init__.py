@@ -17,7 +17,7 @@ from lic.codec.container.file import (
     serialize,
 )
 from lic.codec.container.header import MAX_SIDE, Coder, Header, Limits
-from lic.codec.container.metadata import Metadata, read_metadata
+from lic.codec.container.metadata import Metadata, read_metadata, read_part
 from lic.codec.container.text import Model
 
 __all__ = [
@@ -38,5 +38,6 @@ __all__ = [
     "parse",
     "parse_header",
     "read_metadata",
+    "read_part",
     "serialize",
 ]

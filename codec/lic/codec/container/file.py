@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from lic.codec.container.header import Coder, Header, Limits, check_header, pack_head, unpack_head
+from lic.codec.container.leb128 import pack_leb128, read_leb128
 from lic.codec.container.text import Model, pack_strings, unpack_meta, unpack_model
 from lic.codec.errors import BitstreamError, LimitError
 
@@ -37,6 +38,7 @@ CHUNK_HEAD_BYTES: Final = 8
 CHUNK_OVERHEAD: Final = 12
 """Bytes of a chunk beside its payload."""
 _TILE: Final = struct.Struct("<IIB")
+TILE_HEAD_BYTES: Final = _TILE.size
 # The upper byte of the first field is the set of tables: there are never 2^24 tiles.
 _INDEX_BITS: Final = 24
 
@@ -173,7 +175,7 @@ def parse(data: bytes, limits: Limits | None = None) -> LicFile:
     tiles: dict[int, Tile] = {}
     for chunk in _walk(data, header, warnings):
         if chunk.type == b"TILE":
-            tile = _unpack_tile(data, chunk, header)
+            tile = unpack_tile(data[chunk.payload], chunk, header)
             if tile.index in tiles:
                 raise fault(chunk, f"tile {tile.index} occurs twice")
             tiles[tile.index] = tile
@@ -340,55 +342,53 @@ def _ancillary(file: LicFile) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _pack_tile(tile: Tile) -> bytes:
-    lengths = b"".join(_leb128(len(stream)) for stream in tile.streams)
+    lengths = b"".join(pack_leb128(len(stream)) for stream in tile.streams)
     first = tile.index | tile.tables << _INDEX_BITS
     head = _TILE.pack(first, tile.symbols_crc, len(tile.streams))
     return b"".join((head, lengths, *tile.streams))
 
 
-def _unpack_tile(data: bytes, chunk: Chunk, header: Header) -> Tile:
-    if chunk.length < _TILE.size:
-        raise fault(chunk, f"{chunk.length} bytes long, expected at least {_TILE.size}")
-    first, crc, count = _TILE.unpack_from(data, chunk.payload.start)
-    tables, index = divmod(first, 1 << _INDEX_BITS)
-    if index >= header.tile_count:
-        raise fault(chunk, f"tile {index}, expected 0..{header.tile_count - 1}")
-    position, end = chunk.payload.start + _TILE.size, chunk.payload.stop
+def unpack_tile(payload: bytes, chunk: Chunk, header: Header) -> Tile:
+    """Return the tile of a TILE chunk's payload.
+
+    Raises:
+        BitstreamError: Its index, streams or numbers are none that a file can have.
+    """
+    index, crc, count, tables = _tile_head(payload, chunk, header)
+    position, end = _TILE.size, chunk.length
     lengths = []
     for _ in range(count):
-        length, position = _read_leb128(data, position, end, chunk)
+        length, position = read_leb128(payload, position)
+        if length is None:
+            start = chunk.payload.start
+            raise fault(chunk, f"no valid stream length before byte {start + position}")
         lengths.append(length)
     if position + sum(lengths) != end:
         raise fault(chunk, f"streams of {sum(lengths)} bytes, but {end - position} are there")
     streams = []
     for length in lengths:
-        streams.append(data[position : position + length])
+        streams.append(payload[position : position + length])
         position += length
     tile = Tile(index=index, symbols_crc=crc, streams=tuple(streams), tables=tables)
     _check_tile(header, tile, f"chunk TILE at byte {chunk.offset}")
     return tile
 
 
-def _leb128(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+def tile_index(payload: bytes, chunk: Chunk, header: Header) -> int:
+    """Return which tile a chunk holds, of whose payload the first `TILE_HEAD_BYTES` suffice.
+
+    Raises:
+        BitstreamError: None that the picture has.
+    """
+    return _tile_head(payload, chunk, header)[0]
 
 
-def _read_leb128(data: bytes, position: int, end: int, chunk: Chunk) -> tuple[int, int]:
-    """Return a number below 2**35 and the position after it; only the shortest form is valid."""
-    value = 0
-    for shift in range(0, 35, 7):
-        if position >= end:
-            break
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if shift and not byte:
-                break
-            return value, position
-    raise fault(chunk, f"no valid stream length before byte {position}")
+def _tile_head(payload: bytes, chunk: Chunk, header: Header) -> tuple[int, int, int, int]:
+    """Return index, CRC of the symbols, number of streams, and set of tables."""
+    if chunk.length < _TILE.size:
+        raise fault(chunk, f"{chunk.length} bytes long, expected at least {_TILE.size}")
+    first, crc, count = _TILE.unpack_from(payload)
+    tables, index = divmod(first, 1 << _INDEX_BITS)
+    if index >= header.tile_count:
+        raise fault(chunk, f"tile {index}, expected 0..{header.tile_count - 1}")
+    return index, crc, count, tables

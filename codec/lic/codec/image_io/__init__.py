@@ -8,23 +8,42 @@ from lic.codec.image_io.lossless import (
 )
 from lic.codec.image_io.picture import (
     METADATA_KINDS,
+    Described,
+    LazyPicture,
     Picture,
+    PictureInParts,
+    PixelSource,
     agreeing_metadata,
     apply_metadata_policy,
     check_metadata_policy,
+    in_one_part,
     orient,
+    stored_area,
     tag_orientation,
+    turned_area,
     upright,
 )
-from lic.codec.image_io.reader import READABLE, READABLE_SUFFIXES, picture_from_image, read_picture
-from lic.codec.image_io.writer import WRITABLE, encode_picture, write_picture
+from lic.codec.image_io.reader import (
+    LAZY_PIXELS,
+    READABLE,
+    READABLE_SUFFIXES,
+    open_picture,
+    picture_from_image,
+    read_picture,
+)
+from lic.codec.image_io.writer import WRITABLE, encode_picture, write_parts, write_picture
 
 __all__ = [
+    "LAZY_PIXELS",
     "METADATA_KINDS",
     "READABLE",
     "READABLE_SUFFIXES",
     "WRITABLE",
+    "Described",
+    "LazyPicture",
     "Picture",
+    "PictureInParts",
+    "PixelSource",
     "agreeing_metadata",
     "apply_metadata_policy",
     "check_metadata_policy",
@@ -33,10 +52,15 @@ __all__ = [
     "encode_alpha",
     "encode_lossless",
     "encode_picture",
+    "in_one_part",
+    "open_picture",
     "orient",
     "picture_from_image",
     "read_picture",
+    "stored_area",
     "tag_orientation",
+    "turned_area",
     "upright",
+    "write_parts",
     "write_picture",
 ]

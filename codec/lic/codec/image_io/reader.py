@@ -8,17 +8,18 @@ import re
 import struct
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from lic.codec.errors import ImageError, LicError, LimitError
 from lic.codec.image_io.exif import EXIF_PREFIX, descriptive_tags, read_orientation
-from lic.codec.image_io.picture import Picture
+from lic.codec.image_io.large import ImagePixels, RawPixels
+from lic.codec.image_io.picture import LazyPicture, Picture
 
 # Pillow knows more: some formats run other programs (EPS), some accept nearly any bytes (TGA).
 READABLE: Final = (
@@ -36,6 +37,9 @@ _COLOUR_MODES: Final = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCb
 _GRAY16_MODES: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 
 _Planes = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+
+LAZY_PIXELS: Final = 2**22
+"""Pictures above this are read by and by where they can be."""
 
 _open_lock = threading.Lock()
 _limit_lock = threading.Lock()
@@ -55,15 +59,54 @@ def read_picture(
         ImageError: Missing, damaged, truncated, or no picture that lic can code.
         LimitError: More than `max_pixels`; no pixel was decoded.
     """
+    with open_picture(source, max_pixels=max_pixels, name=name, lazy_above=None) as picture:
+        assert isinstance(picture, Picture), "nothing is lazy"
+        return picture
+
+
+@contextlib.contextmanager
+def open_picture(
+    source: Path | BinaryIO,
+    *,
+    max_pixels: int = 2**28,
+    name: str | None = None,
+    lazy_above: int | None = LAZY_PIXELS,
+) -> Iterator[Picture | LazyPicture]:
+    """Read a picture file as `read_picture` does, a large one by and by: while this is open.
+
+    Of an 8-bit PPM or PGM nothing stays in memory then; of other formats what Pillow takes, if
+    the samples are 8-bit gray, RGB or RGBA, and an array as elsewhere if they are not.
+
+    Args:
+        source: As for `read_picture`.
+        max_pixels: As for `read_picture`.
+        name: As for `read_picture`.
+        lazy_above: Pixels from which on a picture is large; None: none is.
+
+    Raises:
+        ImageError: As for `read_picture`.
+        LimitError: As for `read_picture`.
+    """
     name = name or (str(source) if isinstance(source, Path) else "input")
-    try:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        with _image_errors(name):
             stream = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
             if not stream.seekable():
                 stream = io.BytesIO(stream.read())
             image = open_image(stream, READABLE)
             _check_size(image, max_pixels)
-            return picture_from_image(image)
+            if lazy_above is None or image.width * image.height <= lazy_above:
+                picture: Picture | LazyPicture = picture_from_image(image)
+            else:
+                picture = _large_picture(image, stream)
+        yield picture
+
+
+@contextlib.contextmanager
+def _image_errors(name: str) -> Iterator[None]:
+    """Say of which source something is wrong, whatever Pillow says."""
+    try:
+        yield
     except LicError as error:
         raise type(error)(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
@@ -75,6 +118,32 @@ def read_picture(
     # Pillow's decoders let nearly every exception escape on damaged files.
     except Exception as error:
         raise ImageError(f"{name}: damaged picture ({type(error).__name__}: {error})") from error
+
+
+def _large_picture(image: Image.Image, stream: BinaryIO) -> Picture | LazyPicture:
+    """Return a picture that is read by and by where its samples are of a kind that can be."""
+    raw = _raw_offset(image)
+    if raw is not None:
+        shape = (image.height, image.width, 1 if image.mode == "L" else 3)
+        return LazyPicture(source=RawPixels(stream, raw, shape))
+    rawmode, maximum = _sample_layout(image)
+    image.load()
+    plain = image.mode in ("L", "RGB") and not image.has_transparency_data
+    if not plain and (image.mode != "RGBA" or rawmode.startswith("LA")):
+        return picture_from_image(image, layout=(rawmode, maximum))
+    facts = _facts(image, rawmode, maximum, None)
+    alpha = None if plain else np.asarray(image.getchannel("A"))
+    return LazyPicture(source=ImagePixels(image), **_with_alpha(facts, alpha))
+
+
+def _raw_offset(image: Image.Image) -> int | None:
+    """Return where the pixels of an 8-bit PPM or PGM lie, as they are; None of other files."""
+    tiles = image.tile if image.format == "PPM" and isinstance(image, ImageFile.ImageFile) else []
+    if len(tiles) != 1 or image.mode not in ("L", "RGB"):
+        return None
+    codec, _, offset, args = tiles[0]
+    mode = args[0] if isinstance(args, tuple) else args
+    return offset if codec == "raw" and mode == image.mode else None
 
 
 def open_image(stream: BinaryIO, formats: Sequence[str]) -> Image.Image:
@@ -135,47 +204,61 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def picture_from_image(
-    image: Image.Image, *, metadata: Mapping[str, object] | None = None
+    image: Image.Image,
+    *,
+    metadata: Mapping[str, object] | None = None,
+    layout: tuple[str, int] | None = None,
 ) -> Picture:
     """Return a picture of a Pillow image, of one that holds several, the current.
 
     Args:
         image: Loaded if it is not yet.
         metadata: `icc_profile`, `exif` and `xmp` as bytes, in place of those of the image.
+        layout: Of the samples in the file, where the image was loaded before; see `_sample_layout`.
 
     Raises:
         ImageError: Its samples are of a kind that lic cannot code.
     """
+    rawmode, maximum = layout or _sample_layout(image)
+    # Metadata may stand behind the pixels (PNG) or be changed by loading them (TIFF).
+    image.load()
+    facts = _facts(image, rawmode, maximum, metadata)
+    if image.mode == "CMYK":
+        image, facts["icc"] = _cmyk_to_srgb(image, facts["icc"]), None
+        facts["notes"] += ("CMYK converted to sRGB through its profile",)
+    pixels, alpha = _planes(image, rawmode)
+    return Picture(pixels=pixels, **_with_alpha(facts, alpha))
+
+
+def _facts(
+    image: Image.Image, rawmode: str, maximum: int, metadata: Mapping[str, object] | None
+) -> dict[str, Any]:
+    """Return the fields of `Described` but for alpha."""
     notes = []
     if getattr(image, "is_animated", False):
         which = f"picture {image.tell() + 1}" if image.tell() else "the first"
         notes.append(f"the file holds several pictures: only {which} was taken")
-    rawmode, maximum = _sample_layout(image)
-    # Metadata may stand behind the pixels (PNG) or be changed by loading them (TIFF).
-    image.load()
     depth = _source_depth(image, rawmode, maximum)
     if depth > 8:
         notes.append(f"{depth}-bit input coded as 8 bit")
     blobs = _metadata(image, notes) if metadata is None else metadata
     icc, exif, xmp = (_bytes(blobs.get(key)) for key in ("icc_profile", "exif", "xmp"))
-    if image.mode == "CMYK":
-        image, icc = _cmyk_to_srgb(image, icc), None
-        notes.append("CMYK converted to sRGB through its profile")
-    pixels, alpha = _planes(image, rawmode)
-    if alpha is not None and alpha.min() == 255:
-        alpha = None
-        notes.append("alpha channel dropped: it is opaque everywhere")
     exif = exif.removeprefix(EXIF_PREFIX) or None if exif else None
-    return Picture(
-        pixels=pixels,
-        alpha=alpha,
-        bit_depth=depth,
-        orientation=(read_orientation(exif) if exif else None) or 1,
-        icc=icc,
-        exif=exif,
-        xmp=xmp,
-        notes=tuple(notes),
-    )
+    return {
+        "bit_depth": depth,
+        "orientation": (read_orientation(exif) if exif else None) or 1,
+        "icc": icc,
+        "exif": exif,
+        "xmp": xmp,
+        "notes": tuple(notes),
+    }
+
+
+def _with_alpha(facts: dict[str, Any], alpha: NDArray[np.uint8] | None) -> dict[str, Any]:
+    if alpha is not None and alpha.min() == 255:
+        note = "alpha channel dropped: it is opaque everywhere"
+        return {**facts, "notes": (*facts["notes"], note)}
+    return {**facts, "alpha": alpha}
 
 
 def _bytes(blob: object) -> bytes | None:

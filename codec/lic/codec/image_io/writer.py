@@ -4,14 +4,22 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple, cast
 
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lic.codec.errors import OutputError
 from lic.codec.image_io.exif import EXIF_PREFIX, EXIF_SUBDIRECTORIES, descriptive_tags
-from lic.codec.image_io.picture import Picture, tag_orientation, upright
+from lic.codec.image_io.picture import (
+    Described,
+    Picture,
+    PictureInParts,
+    in_one_part,
+    tag_orientation,
+    turned_parts,
+)
 
 # Every suffix on the right of a name that can be written, and Pillow's name of the format.
 WRITABLE: Final = {
@@ -71,6 +79,31 @@ def encode_picture(
     picture: Picture, format: str, *, bake_orientation: bool = True
 ) -> tuple[bytes, tuple[str, ...]]:
     """Return a picture file and notes on what it could not hold; see `write_picture`."""
+    output = io.BytesIO()
+    written = write_parts(in_one_part(picture), output, format, bake_orientation=bake_orientation)
+    return output.getvalue(), written.notes
+
+
+class Written(NamedTuple):
+    """Bytes of a picture file, and notes on what it could not hold."""
+
+    size: int
+    notes: tuple[str, ...]
+
+
+def write_parts(
+    picture: PictureInParts, target: BinaryIO, format: str, *, bake_orientation: bool = True
+) -> Written:
+    """Write a picture file as its parts come, into an empty file.
+
+    PPM and PGM are written part by part, without seeking, unless the picture must be turned for
+    them; for other formats Pillow holds the picture, 4 bytes a pixel (gray: 1), and the target
+    must be able to seek.
+
+    Raises:
+        OutputError: Unknown format, or a picture that the format cannot hold.
+        OSError: The target cannot be written to.
+    """
     kind = WRITABLE.get("." + format.lower().removeprefix("."))
     if kind is None:
         known = " ".join(sorted(WRITABLE))
@@ -81,20 +114,69 @@ def encode_picture(
     if not bake_orientation and kind in ("BMP", "PPM") and kept.orientation != 1:
         kept = replace(kept, notes=(*kept.notes, f"{kind} holds no orientation: pixels turned"))
         bake_orientation = True
-    kept = upright(kept) if bake_orientation else tag_orientation(kept)
+    kept = turned_parts(kept) if bake_orientation else tag_orientation(kept)
     notes = list(kept.notes)
     options = _OPTIONS[kind](kept, notes)
-    output = io.BytesIO()
+    if kind == "PPM" and picture.orientation in (1, 2):
+        return Written(_write_raw(kept, target), tuple(notes))
+    image = _assembled(kept)
     try:
-        Image.fromarray(kept.samples).save(output, format=kind, **options)
+        # Through a file's number Pillow would write by itself, and not tell what went wrong.
+        image.save(cast(BinaryIO, _Unnumbered(target)), format=kind, **options)
     # Encoders refuse sizes and metadata with exceptions of any type.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         size = f"{kept.width} x {kept.height}"
         raise OutputError(f"{kind} cannot hold this picture ({size}): {error}") from error
-    return output.getvalue(), tuple(notes)
+    return Written(target.seek(0, io.SEEK_END), tuple(notes))
 
 
-def _without_unsupported(picture: Picture, kind: str) -> Picture:
+class _Unnumbered:
+    """A file without a number, as far as its users can see."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write, self.seek, self.tell = file.write, file.seek, file.tell
+        self.read, self.flush = file.read, file.flush
+
+
+def _write_raw(picture: PictureInParts, target: BinaryIO) -> int:
+    """Write a PPM or PGM, and return its bytes; a row of parts is in memory at a time."""
+    height, width, channels = picture.size
+    head = b"P%d\n%d %d\n255\n" % (6 if channels == 3 else 5, width, height)
+    target.write(head)
+    band = np.empty((0, width, channels), np.uint8)
+    filled = 0
+    for (rows, columns), pixels in picture.parts:
+        if not filled:
+            band = np.empty((rows.stop - rows.start, width, channels), np.uint8)
+        band[:, columns] = pixels
+        filled += columns.stop - columns.start
+        if filled == width:
+            target.write(band.data)
+            filled = 0
+    return len(head) + height * width * channels
+
+
+def _assembled(picture: PictureInParts) -> Image.Image:
+    """Return Pillow's image of all parts, with alpha."""
+    image = None
+    for (rows, columns), pixels in picture.parts:
+        samples = pixels
+        if picture.alpha is not None:
+            samples = np.concatenate([pixels, picture.alpha[rows, columns, None]], axis=2)
+        # (H, W, 1) is no gray picture to Pillow.
+        part = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
+        if part.size == (picture.width, picture.height):
+            return part
+        if image is None:
+            image = Image.new(part.mode, (picture.width, picture.height))
+        image.paste(part, (columns.start, rows.start))
+    assert image is not None, "a picture has a part"
+    return image
+
+
+def _without_unsupported(picture: PictureInParts, kind: str) -> PictureInParts:
     """Drop what a format has no place for, with a note each."""
     lost = {}
     if kind in ("JPEG", "BMP", "PPM"):
@@ -109,7 +191,7 @@ def _without_unsupported(picture: Picture, kind: str) -> Picture:
     return replace(picture, **dict.fromkeys(dropped), notes=picture.notes + notes)  # type: ignore[arg-type]
 
 
-def _png_options(picture: Picture, notes: list[str]) -> _Options:
+def _png_options(picture: Described, notes: list[str]) -> _Options:
     options: _Options = _present(icc_profile=picture.icc, exif=picture.exif)
     if picture.xmp is not None:
         try:
@@ -121,7 +203,7 @@ def _png_options(picture: Picture, notes: list[str]) -> _Options:
     return options
 
 
-def _jpeg_options(picture: Picture, notes: list[str]) -> _Options:
+def _jpeg_options(picture: Described, notes: list[str]) -> _Options:
     notes.append("JPEG is lossy: pixels were coded again at quality 95")
     exif = None if picture.exif is None else EXIF_PREFIX + picture.exif
     if exif is not None and len(exif) > _JPEG_SEGMENT_BYTES:
@@ -134,14 +216,14 @@ def _jpeg_options(picture: Picture, notes: list[str]) -> _Options:
     return {"quality": 95, "subsampling": 0} | _present(icc_profile=picture.icc, exif=exif, xmp=xmp)
 
 
-def _webp_options(picture: Picture, notes: list[str]) -> _Options:
+def _webp_options(picture: Described, notes: list[str]) -> _Options:
     del notes
     blobs = _present(icc_profile=picture.icc, exif=picture.exif, xmp=picture.xmp)
     # exact: colours under full transparency are part of the picture.
     return {"lossless": True, "exact": True} | blobs
 
 
-def _tiff_options(picture: Picture, notes: list[str]) -> _Options:
+def _tiff_options(picture: Described, notes: list[str]) -> _Options:
     tags = Image.Exif()
     if picture.exif is not None:
         try:
@@ -161,7 +243,7 @@ def _tiff_options(picture: Picture, notes: list[str]) -> _Options:
     return options | {"exif": tags.tobytes()} | _present(icc_profile=picture.icc)
 
 
-def _no_options(picture: Picture, notes: list[str]) -> _Options:
+def _no_options(picture: Described, notes: list[str]) -> _Options:
     del picture, notes
     return {}
 
@@ -170,7 +252,7 @@ def _present(**blobs: bytes | None) -> _Options:
     return {name: blob for name, blob in blobs.items() if blob is not None}
 
 
-_OPTIONS: Final[dict[str, Callable[[Picture, list[str]], _Options]]] = {
+_OPTIONS: Final[dict[str, Callable[[Described, list[str]], _Options]]] = {
     "PNG": _png_options,
     "JPEG": _jpeg_options,
     "WEBP": _webp_options,
