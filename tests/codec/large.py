@@ -4,7 +4,8 @@
 
 makes pictures of photos side by side, compresses and decompresses them in turns on one thread, and
 decodes a region of 512x512. Peak memory is that of the whole process; time is its processor time,
-also that of starting: "above 1 megapixel" is the slope from there, "to 1 megapixel" the quotient.
+also that of starting, of which "slope" is free: what each megapixel above the first picture's adds.
+"of all" is what the region takes of the time for the whole picture.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -45,8 +47,21 @@ def photos(folder: Path) -> Iterator[NDArray[np.uint8]]:
                 yield np.asarray(image.convert("RGB"))[:HEIGHT, :WIDTH]
 
 
-def make(target: Path, source: Iterator[NDArray[np.uint8]], megapixels: float) -> None:
-    """Write a PPM of 3:2 of photos, a row of them at a time."""
+def make(targets: dict[float, Path], folder: Path) -> None:
+    """Write pictures of so many megapixels of a folder's photos."""
+    source = photos(folder)
+    for megapixels, target in targets.items():
+        raw = target.with_suffix(".ppm")
+        _make_raw(raw, source, megapixels)
+        if target != raw:
+            Image.MAX_IMAGE_PIXELS = None
+            with Image.open(raw) as image:
+                image.save(target)
+            raw.unlink()
+
+
+def _make_raw(target: Path, source: Iterator[NDArray[np.uint8]], megapixels: float) -> None:
+    """Write a PPM of 3:2, a row of photos at a time."""
     width = round((megapixels * 1e6 * 1.5) ** 0.5)
     height = round(megapixels * 1e6 / width)
     with target.open("wb") as file:
@@ -122,16 +137,11 @@ if __name__ == "__main__":
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         work = Path(made)
-        source = photos(options.photos)
-        found = {}
-        for size in options.megapixels:
-            found[size] = work / f"{size:g}.ppm"
-            make(found[size], source, size)
-            if options.format != "ppm":
-                other = found[size].with_suffix(f".{options.format}")
-                Image.MAX_IMAGE_PIXELS = None
-                with Image.open(found[size]) as image:
-                    image.save(other)
-                found[size].unlink()
-                found[size] = other
+        found = {size: work / f"{size:g}.{options.format}" for size in options.megapixels}
+        # In a process of its own: of memory that this one took its children would tell.
+        making = get_context("spawn").Process(target=make, args=(found, options.photos))
+        making.start()
+        making.join()
+        if making.exitcode:
+            sys.exit(making.exitcode)
         report(measure(found, work, options.format, options.repeat, ["-m", options.model]))

@@ -99,9 +99,9 @@ def test_a_slow_network_shows_in_its_stage_alone(
     backend: Any = subject._codec.backend
     real = backend.latents
 
-    def slow(x: Any) -> Any:
+    def slow(*seen: Any) -> Any:
         time.sleep(0.05)
-        return real(x)
+        return real(*seen)
 
     monkeypatch.setattr(backend, "latents", slow)
     source = tmp_path / "source.ppm"
