@@ -4,6 +4,7 @@ Lengths are in latents; the whole picture has h rows and w columns of them.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from lic.codec.architectures import Margin
@@ -29,6 +30,7 @@ class Windows(NamedTuple):
     columns: tuple[Strip, ...]
 
 
+@lru_cache(maxsize=64)
 def cut(rows: Span, columns: Span, margin: Margin | None, most: int) -> Windows:
     """Return the windows of at most `most` latents through which networks see the least in all.
 
@@ -44,10 +46,16 @@ def cut(rows: Span, columns: Span, margin: Margin | None, most: int) -> Windows:
     if margin is None:
         return Windows((_all(rows),), (_all(columns),))
     least = sum(margin) + 1
+    seen_down, seen_across = (
+        end - start for start, end in (s.seen(margin) for s in (rows, columns))
+    )
     best = None
     for across in range(1, columns.stop - columns.start + 1):
         width = _size(columns, margin, across)
         height = most // width
+        # With every window more is seen at the least: none of those to come can be better.
+        if best and (seen_across + (across - 1) * sum(margin)) * seen_down > best[0]:
+            break
         if height < least:
             continue
         down = _count(rows, margin, height)
