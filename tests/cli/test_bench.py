@@ -120,11 +120,11 @@ def test_what_fails_is_told_and_ends_with_8(
     real = Codec.decompress
     left = [1]
 
-    def decompress(codec: Codec, file: Any) -> Any:
+    def decompress(codec: Codec, *arguments: Any) -> Any:
         if left:
             left.clear()
             raise NumericsError("planted")
-        return real(codec, file)
+        return real(codec, *arguments)
 
     monkeypatch.setattr(Codec, "decompress", decompress)
     path = tmp_path / "results.json"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lic.codec import self_test
 from lic.codec.backends.base import FactorizedBackend
 from lic.codec.bundle import EMBEDDED
-from lic.codec.entropy import _rans_py, rans
+from lic.codec.entropy import _contexts_py, _rans_py, context_coder, rans
 
 Lic = Callable[..., Any]
 FAMILIES = sorted(folder.name for folder in EMBEDDED.iterdir())
@@ -107,20 +107,28 @@ def test_engines_that_disagree_are_found(lic: Lic, monkeypatch: pytest.MonkeyPat
 def test_a_kernel_that_only_itself_can_read_is_found(
     lic: Lic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def encode(tables: Any, state: Any, words: Any, escapes: Any, group: Any, *more: Any) -> None:
-        _rans_py.encode(tables, state, words, escapes, -group, *more)
+    def find(contexts: Any, symbols: Any, *more: Any) -> None:
+        _contexts_py.find_contexts(contexts, -symbols, *more)
 
-    def decode(tables: Any, state: Any, words: Any, escapes: Any, group: Any, *more: Any) -> int:
-        status = _rans_py.decode(tables, state, words, escapes, group, *more)
+    def decode(*arguments: Any) -> int:
+        status = _contexts_py.decode_contexts(*arguments)
+        group = arguments[5]
         np.negative(group, out=group)
         return status
 
-    kernel = SimpleNamespace(prepare=_rans_py.prepare, encode=encode, decode=decode)
+    kernel = SimpleNamespace(
+        prepare=_rans_py.prepare,
+        encode=_rans_py.encode,
+        prepare_contexts=_contexts_py.prepare_contexts,
+        find_contexts=find,
+        decode_contexts=decode,
+    )
     monkeypatch.setattr(rans, "_c", kernel)
-    for known in rans._prepared.values():
+    prepared: list[Any] = [*rans._prepared.values(), *context_coder._prepared.values()]
+    for known in prepared:
         known.clear()
     done = lic("verify", "--self-test", "--backend", "onnx")
-    for known in rans._prepared.values():
+    for known in prepared:
         known.clear()
     assert done.code == 5
     assert "writes other bytes than the Python coder" in done.err

@@ -63,7 +63,7 @@ def test_a_strict_target_that_cannot_be_met_leaves_nothing(lic: Lic, photo_file:
         (("--target-size", "0"), "--target-size is '0'"),
         (("--target-ms-ssim", "97"), "target ms-ssim is 97; expected between 0 and 1"),
         (("--lossless", "--target-bpp", "1"), "leave out --target-bpp"),
-        (("--target-bpp", "1", "--tile", "512"), "leave out --tile"),
+        (("--target-bpp", "1", "--tile", "500"), "--tile is 500; this model takes multiples of 16"),
         (("--target-bpp", "1", "-q", "9"), "no rate point 9"),
     ],
 )

@@ -44,7 +44,7 @@ def test_an_engine_that_cannot_decode_is_told(
     def refuse(*_: object) -> None:
         raise NumericsError("no")
 
-    monkeypatch.setattr(OrtBackend, "synthesize", refuse)
+    monkeypatch.setattr(OrtBackend, "pixels", refuse)
     with pytest.raises(ExportError, match=r"cannot be coded by torch and decoded by onnx .no"):
         check_coding(Bundle.open(tiny_bundle))
 
