@@ -110,7 +110,7 @@ image-cuda: $(VENV)/.runtime
 	$(BIN)/python -m tests.images.prove --target cuda --arch amd64
 
 # Folder runs that are killed (kill -9) at random moments: minutes, so the tests do so three times.
-COUNT ?= 200
+killed: COUNT ?= 200
 killed: $(VENV)/.dev
 	$(BIN)/python -m tests.cli.killed --count $(COUNT) $(ARGUMENTS)
 
@@ -140,7 +140,7 @@ contexts-check: $(VENV)/.dev
 
 # A million damaged and forged files of every kind, half an hour; ARGUMENTS=--network decodes to
 # pixels by real networks, which is a hundred times slower: take COUNT=20000.
-COUNT ?= 1000000
+mutations: COUNT ?= 1000000
 mutations: $(VENV)/.dev
 	$(BIN)/python -m tests.hostile.mutations $(COUNT) $(ARGUMENTS)
 
