@@ -139,7 +139,7 @@ contexts-check: $(VENV)/.dev
 	$(BIN)/python -m tests.codec.entropy.contexts_check $(KODAK) $(ARGUMENTS)
 
 # A million damaged and forged files of every kind, 8 minutes; ARGUMENTS=--network decodes to
-# pixels by real networks, which is a hundred times slower: take COUNT=20000.
+# pixels by real networks, which is slower: take COUNT=20000.
 mutations: COUNT ?= 1000000
 mutations: $(VENV)/.dev
 	$(BIN)/python -m tests.hostile.mutations $(COUNT) $(ARGUMENTS)
