@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -22,6 +22,9 @@ from lic.codec.image_io import Picture
 from lic.codec.library import select
 from lic.codec.pipeline import Codec
 from lic.codec.tiling import Padding, to_network
+
+if TYPE_CHECKING:
+    from lic.codec.backends.torch_backend import TorchBackend
 
 
 def test_a_provider_that_is_missing_is_named(tiny_bundle: Path) -> None:
@@ -212,11 +215,8 @@ def test_options_left_out_of_a_config_are_the_blocks_own() -> None:
     assert window_margins({}) == Margins(Margin(2, 1), Margin(1, 2))
 
 
-@pytest.mark.parametrize("eca", [False, True])
-def test_windows_of_gain_blocks_give_what_the_whole_picture_gives(
-    photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, eca: bool, tiny_bundle: Path
-) -> None:
-    """A gate sees the picture's averages, so that its encoder gets the picture in one piece."""
+def gain_backend(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *, eca: bool) -> "TorchBackend":
+    """Return a model of GDN-ish blocks on torch, which `bundle` says that it is from then on."""
     import torch
 
     from lic.codec.backends.torch_backend import TorchBackend
@@ -232,10 +232,17 @@ def test_windows_of_gain_blocks_give_what_the_whole_picture_gives(
     with torch.no_grad():
         for parameter in [*model.g_a.parameters(), *model.g_s.parameters()]:
             parameter.add_(0.3 * torch.rand_like(parameter) - 0.15)
-    bundle = Bundle.open(tiny_bundle)
     manifest = replace(bundle.manifest, config=config.to_dict())
     monkeypatch.setattr(bundle, "manifest", manifest)
-    backend = TorchBackend(bundle, model, torch.device("cpu"))
+    return TorchBackend(bundle, model, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("eca", [False, True])
+def test_windows_of_gain_blocks_give_what_the_whole_picture_gives(
+    photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, eca: bool, tiny_bundle: Path
+) -> None:
+    """A gate sees the picture's averages, so that its encoder gets the picture in one piece."""
+    backend = gain_backend(Bundle.open(tiny_bundle), monkeypatch, eca=eca)
     x = to_network(photo, Padding(multiple=16))
     symbols = backend.analyze(x)
     assert np.unique(symbols).size > 3, "too little to prove it"

@@ -20,6 +20,8 @@ from lic.codec.library import family
 from lic.codec.pipeline import Codec
 from lic.codec.stages import Stages
 from lic.codec.tiling import TILE_PIXELS, from_network, places, plan_latents, to_levels
+from tests.codec.test_backends import gain_backend
+from tests.codec.test_pipeline_tiles import changed
 from tests.hostile.stand_ins import with_contexts
 
 TILE = 256
@@ -110,26 +112,9 @@ def test_an_encoder_that_must_see_all_has_tiles_as_well(
     tiny_bundle: Path, large_photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gate looks at the whole picture: its latents are the same however they are cut."""
-    import torch
-
-    from lic.codec.backends.torch_backend import TorchBackend
-    from lic.codec.models import FactorizedConfig, FactorizedPrior
-    from lic.codec.models.gdnish import EncoderGain
-
-    torch.manual_seed(0)
-    config = FactorizedConfig(
-        N=8, M=12, encoder_activation="gdnish", decoder_activation="gdnish",
-        encoder_gain=EncoderGain(eca=True),
-    )  # fmt: skip
-    model = FactorizedPrior(config).eval()
-    with torch.no_grad():
-        for parameter in [*model.g_a.parameters(), *model.g_s.parameters()]:
-            parameter.add_(0.3 * torch.rand_like(parameter) - 0.15)
     bundle = Bundle.open(tiny_bundle)
     codec = Codec(bundle, backend="onnx")
-    manifest = replace(bundle.manifest, config=config.to_dict())
-    monkeypatch.setattr(bundle, "manifest", manifest)
-    codec.backend = TorchBackend(bundle, model, torch.device("cpu"))
+    codec.backend = gain_backend(bundle, monkeypatch, eca=True)
     picture = Picture(pixels=large_photo)
     one = parse(codec.compress(picture).data)
     narrow(monkeypatch)
@@ -161,12 +146,6 @@ def test_tiles_that_the_format_does_not_have_are_refused(codec: Codec, tile: int
     picture = Picture(pixels=np.zeros((9, 9, 1), np.uint8))
     with pytest.raises(ConfigError, match=f"--tile is {tile}; .*multiples of 16 from 256 to 4096"):
         codec.compress(picture, tile=tile)
-
-
-def changed(file: LicFile, index: int, **values: Any) -> LicFile:
-    tiles = list(file.tiles)
-    tiles[index] = replace(tiles[index], **values)
-    return replace(file, tiles=tuple(tiles))
 
 
 def test_a_wrong_tile_is_named_and_gives_no_picture(
